@@ -1,0 +1,41 @@
+"""What a trained prompt has to beat: the untrained LM with the same template, and always giving one answer."""
+
+from collections import Counter, defaultdict
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from ptlit.data import ClassificationData
+from ptlit.lm import FrozenLM
+from ptlit.metrics import LabelMetrics
+from ptlit.module import SoftPromptModule
+from ptlit.prompted_lm import PromptedLM
+
+
+def hard_prompt(lm: FrozenLM, data: ClassificationData, trainer: L.Trainer) -> dict[str, float]:
+    """The LM reads template and text without any virtual token."""
+    module = SoftPromptModule(PromptedLM(lm, None), label_words=data.label_words)
+    measured = trainer.test(module, datamodule=data, verbose=False)[0]
+    return {name: measured[f"test/{name}"] for name in ("accuracy", "macro_f1", "loss")}
+
+
+def majority(data: ClassificationData) -> dict[str, dict[str, float]]:
+    """Always the most frequent class of the training rows; and, where rows have topics, the topic's most frequent."""
+    overall = Counter(row["label"] for row in data.rows["train"])
+    most_frequent = overall.most_common(1)[0][0]
+    answers = {"majority": [most_frequent for _ in data.rows["test"]]}
+    by_group: dict[str | None, Counter[int]] = defaultdict(Counter)
+    for row in data.rows["train"]:
+        by_group[row["group"]][row["label"]] += 1
+    if len(by_group) > 1:
+        usual = {group: counts.most_common(1)[0][0] for group, counts in by_group.items()}
+        answers["topic_majority"] = [usual.get(row["group"], most_frequent) for row in data.rows["test"]]
+    return {name: _judge(torch.tensor(given), data) for name, given in answers.items()}
+
+
+def _judge(answers: Tensor, data: ClassificationData) -> dict[str, float]:
+    metrics = LabelMetrics(data.label_words.names).scalars
+    metrics.update(answers, torch.tensor([row["label"] for row in data.rows["test"]]))
+    measured = metrics.compute()
+    return {name: float(measured[name]) for name in ("accuracy", "macro_f1")}

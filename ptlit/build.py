@@ -1,0 +1,61 @@
+"""From config to objects: the only place that calls Hydra's instantiate, with live things passed in plain sight."""
+
+from dataclasses import dataclass
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from ptlit.data import ClassificationData
+from ptlit.lm import FrozenLM
+from ptlit.mistake import UserMistake
+from ptlit.module import SoftPromptModule
+from ptlit.prompt.init import start_prompt
+from ptlit.prompted_lm import PromptedLM
+
+
+@dataclass
+class Training:
+    """Everything one run needs, ready to fit."""
+
+    lm: FrozenLM
+    data: ClassificationData
+    module: SoftPromptModule
+    trainer: L.Trainer
+    checkpoint: ModelCheckpoint
+
+
+def build(cfg: DictConfig) -> Training:
+    lm: FrozenLM = instantiate(cfg.model)
+    data: ClassificationData = instantiate(cfg.data, tokenizer=lm.tokenizer, seed=cfg.seed, _convert_="all")
+    data.setup()
+    module = build_module(cfg, lm, data)
+    check_room(module.prompted_lm, data.max_length)
+    callbacks: dict[str, Callback] = {name: instantiate(node) for name, node in cfg.callbacks.items()}
+    loggers: list[Logger] = [instantiate(node) for node in cfg.logger.values()]
+    trainer = instantiate(cfg.trainer, callbacks=list(callbacks.values()), logger=loggers, _convert_="all")
+    return Training(lm, data, module, trainer, callbacks["checkpoint"])
+
+
+def build_module(cfg: DictConfig, lm: FrozenLM, data: ClassificationData) -> SoftPromptModule:
+    options = OmegaConf.to_container(cfg.prompt, resolve=True)
+    start = options.pop("init")
+    prompt = instantiate(options, shape=lm.shape)
+    start_prompt(prompt, lm, from_=start["from"], text=start["text"] or data.instruction)
+    return SoftPromptModule(
+        PromptedLM(lm, prompt),
+        optimizer=instantiate(cfg.optim, _convert_="all"),
+        schedule=instantiate(cfg.schedule, _convert_="all"),
+        label_words=data.label_words,
+    )
+
+
+def check_room(prompted_lm: PromptedLM, max_length: int) -> None:
+    longest = prompted_lm.lm.shape.max_positions
+    if longest is not None and prompted_lm.num_virtual_tokens + max_length > longest:
+        raise UserMistake(
+            f"prompt.num_virtual_tokens={prompted_lm.num_virtual_tokens} and data.max_length={max_length} together "
+            f"exceed the {longest} tokens this LM can read: lower one of them."
+        )

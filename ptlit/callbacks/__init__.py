@@ -1,0 +1,1 @@
+"""Lightning callbacks of our own; what Lightning brings is configured, not wrapped."""

@@ -1,0 +1,223 @@
+"""check(): every mistake of a composed config, named at once and before anything is loaded.
+
+There is no schema to maintain: the signature of what a node names says which options it has, and of what type.
+"""
+
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+from ptlit.mistake import UserMistake
+from ptlit.signature import LATER, MISSING, guess, option_mistakes, shown
+
+Options = dict[str, Any]
+
+PARTS = ("model", "data", "prompt", "optim", "schedule", "trainer")  # each of these names one thing
+BOXES = ("callbacks", "logger")  # each of these holds any number of named things
+HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+
+RULES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "seed": (lambda value: value >= 0, "must be 0 or more"),
+    "optim.lr": (lambda value: 0 < value < math.inf, "must be above 0"),
+    "schedule.num_warmup_steps": (lambda value: value >= 0, "must be 0 or more"),
+    "trainer.max_steps": (lambda value: value >= 1 or value == -1, "must be 1 or more, or -1 for no limit"),
+    "trainer.accumulate_grad_batches": (lambda value: value >= 1, "must be 1 or more"),
+    "trainer.gradient_clip_val": (lambda value: value >= 0, "must be 0 or more"),
+}
+
+
+def conf_folder() -> Path:
+    """The config files: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def check(cfg: DictConfig, config_name: str = "train") -> None:
+    if mistakes := config_mistakes(cfg, config_name) + device_mistakes(cfg):
+        raise UserMistake("\n".join(mistakes))
+
+
+def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
+    """All that can be told without knowing the machine that the run will be on."""
+    mistakes: list[str] = []
+    tree = {str(key): plain(cfg, str(key), node, mistakes) for key, node in raw(cfg).items()}
+    known = root_keys(config_name)
+    for key, value in tree.items():
+        if key not in known:
+            mistakes.append(f"{key} is not a key of this config: {guess(key, known)}")
+        elif value == MISSING:
+            mistakes.append(f"{key} has no value: give {key}=...")
+        elif key == "seed" and (not isinstance(value, int) or isinstance(value, bool)):
+            mistakes.append(f"seed={shown(value)} must be a whole number, 0 or more.")
+        elif key in BOXES:
+            for name, node in (value or {}).items():
+                mistakes += node_mistakes(f"{key}.{name}", node)
+        elif key in PARTS:
+            mistakes += node_mistakes(key, value) or trial_mistakes(key, value)
+    return list(dict.fromkeys(mistakes + rule_mistakes(tree)))
+
+
+def device_mistakes(cfg: DictConfig) -> list[str]:
+    """What the trainer asks for and this machine lacks."""
+    wanted, count = OmegaConf.select(cfg, "trainer.accelerator"), OmegaConf.select(cfg, "trainer.devices")
+    if wanted not in ("gpu", "cuda"):
+        return []
+    import torch
+
+    found = torch.cuda.device_count() or int(wanted == "gpu" and torch.backends.mps.is_available())
+    if not found:
+        return [f"trainer.accelerator={wanted} asks for a GPU and none is found: use trainer=cpu."]
+    if isinstance(count, int) and count > found:
+        return [f"trainer.devices={count} asks for more GPUs than the {found} found: use trainer.devices={found}."]
+    return []
+
+
+def root_keys(config_name: str) -> list[str]:
+    """Groups are folders, and the primary file names the rest."""
+    groups = [folder.name for folder in sorted(conf_folder().iterdir()) if folder.is_dir()]
+    primary = OmegaConf.load(conf_folder() / f"{config_name}.yaml")
+    return groups + [str(key) for key in primary if key not in ("defaults", "hydra")]
+
+
+def raw(cfg: DictConfig) -> dict[Any, Any]:
+    tree = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(tree, dict)
+    return tree
+
+
+def plain(cfg: DictConfig, path: str, value: Any, mistakes: list[str]) -> Any:
+    """The value with its interpolations filled in; LATER where only a run can do that."""
+    if isinstance(value, dict):
+        return {str(key): plain(cfg, f"{path}.{key}", each, mistakes) for key, each in value.items()}
+    if isinstance(value, list):
+        return [plain(cfg, f"{path}[{index}]", each, mistakes) for index, each in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    try:
+        found = OmegaConf.select(cfg, path)
+        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+    except InterpolationKeyError:
+        mistakes.append(f"{path}={value} refers to a key that this config does not have.")
+    except OmegaConfBaseException:
+        pass  # ${hydra:...}, which exists once the run has begun
+    return LATER
+
+
+def node_mistakes(path: str, node: Any) -> list[str]:
+    """A node's own mistakes, and those of the nodes inside it."""
+    if node is None or node is LATER:
+        return []
+    if not isinstance(node, dict):
+        return [f"{path}={shown(node)} must be a mapping with a _target_."]
+    if "_target_" not in node:
+        return [f"{path} has no _target_, so nothing says what it is."]
+    options = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
+    inside = [(f"{path}.{key}", value) for key, value in options.items()]
+    inside += [(f"{name}[{i}]", each) for name, value in inside if isinstance(value, list) for i, each in enumerate(value)]
+    mistakes = [
+        mistake
+        for name, value in inside
+        if isinstance(value, dict) and "_target_" in value
+        for mistake in node_mistakes(name, value)
+    ]
+    try:
+        target = get_object(str(node["_target_"]))
+    except Exception as error:  # whatever importing a user's own module raises
+        return [*mistakes, f"{path}._target_={node['_target_']} {target_trouble(str(node['_target_']), error)}"]
+    if not callable(target):
+        return [*mistakes, f"{path}._target_={node['_target_']} is not a class or a function."]
+    if path != "prompt":
+        return option_mistakes(path, options, target) + mistakes
+    return option_mistakes(path, options, target, apart=("init",)) + start_mistakes(options.get("init")) + mistakes
+
+
+def start_mistakes(init: Any) -> list[str]:
+    """`prompt.init` is no node of its own: it is said to start_prompt, whose `from_` it calls `from`."""
+    from ptlit.prompt.init import STARTS, start_prompt
+
+    if init is None:
+        return []
+    if not isinstance(init, dict):
+        return [f"prompt.init={shown(init)} must be a mapping: give prompt.init.from=..."]
+    options = {"from_" if key == "from" else key: value for key, value in init.items()}
+    mistakes = option_mistakes("prompt.init", options, start_prompt)
+    start = options.get("from_")
+    if isinstance(start, str) and start != MISSING and start not in STARTS:
+        mistakes.append(f"prompt.init.from={start} is not a start: {guess(start, STARTS)}")
+    return [mistake.replace("from_", "from") for mistake in mistakes]
+
+
+def target_trouble(target: str, error: Exception) -> str:
+    """Why a `_target_` cannot be had: another name was meant, or its module fails on import."""
+    module, _, name = target.rpartition(".")
+    try:
+        offered = [each for each in dir(importlib.import_module(module)) if not each.startswith("_")]
+    except Exception:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        return f"cannot be imported: {reason.rstrip('.')}."
+    import difflib
+
+    near = difflib.get_close_matches(name, offered, n=1)
+    return f"does not exist: did you mean {module}.{near[0]}?" if near else f"does not exist in {module}."
+
+
+def trial_mistakes(path: str, node: Any) -> list[str]:
+    """What the constructor itself objects to, learned by calling it with stand-ins: nothing is allocated or read."""
+    if path not in ("data", "prompt", "optim") or not isinstance(node, dict):
+        return []
+    import torch
+
+    from ptlit.lm import LMShape
+
+    stand_ins: Options = {
+        "data": {"tokenizer": None},
+        "prompt": {"shape": LMShape(64, 2, 2, 32, None)},
+        "optim": {"params": [torch.nn.Parameter(torch.empty(1))]},
+    }[path]
+    options = {key: value for key, value in node.items() if key not in (*HYDRA_KEYS, "init") and value is not LATER}
+    target, mistakes = get_object(node["_target_"]), []
+
+    def objection(options: Mapping[str, Any]) -> str | None:
+        try:
+            with torch.device("meta"):
+                target(**stand_ins, **options)
+        except UserMistake as mistake:
+            return str(mistake)
+        except ValueError as error:
+            return f"{path}: {' '.join(str(error).split()).rstrip('.')}."
+        except Exception:  # a part of one's own that wants more than stand-ins; it is built for real later
+            return None
+        return None
+
+    # A constructor stops at its first objection. Leave out the option it is about, and listen for the next.
+    while complaint := objection(options):
+        mistakes.append(complaint)
+        cure = next((key for key in options if objection(without(options, key)) != complaint), None)
+        if cure is None:
+            break
+        options = without(options, cure)
+    return mistakes
+
+
+def without(options: Mapping[str, Any], key: str) -> Options:
+    return {name: value for name, value in options.items() if name != key}
+
+
+def rule_mistakes(tree: Mapping[str, Any]) -> list[str]:
+    """Numbers that are of the right type and still make no run."""
+    mistakes = []
+    for path, (right, sentence) in RULES.items():
+        part, _, key = path.partition(".")
+        value = tree[part].get(key) if key and isinstance(tree.get(part), dict) else tree.get(part)
+        if isinstance(value, int | float) and not isinstance(value, bool) and not right(value):
+            mistakes.append(f"{path}={value} {sentence}.")
+    trainer = tree.get("trainer")
+    if isinstance(trainer, dict) and trainer.get("max_steps") == -1 and trainer.get("max_epochs") == -1:
+        mistakes.append("trainer.max_steps=-1 with trainer.max_epochs=-1 never ends: give one of them a number.")
+    return mistakes

@@ -1,0 +1,139 @@
+"""An Example is text in segments, each read or learned; `encode` turns it into ids.
+
+This is the only place that decides about BOS, EOS, truncation and -100. A stretch of read segments is
+tokenised as one string and a stretch of learned ones as another, so inference, which has only the first,
+meets the tokens of training.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TypedDict
+
+from transformers import PreTrainedTokenizerBase
+
+from ptlit.mistake import UserMistake
+
+NOT_LEARNED = -100
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Segment:
+    text: str
+    learned: bool = False
+    gives_way: bool = False  # cut from its end when the row is too long
+
+
+@dataclass(frozen=True)
+class Example:
+    segments: tuple[Segment, ...]
+    label: int = NO_LABEL
+    ends_with_eos: bool = False
+
+
+class EncodedRow(TypedDict):
+    input_ids: list[int]
+    labels: list[int]  # NOT_LEARNED where a token is only read
+    label: int
+
+
+def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedRow:
+    rows, _ = encode_all([example], tokenizer, max_length)
+    return rows[0]
+
+
+def encode_all(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[EncodedRow], int]:
+    """All rows in one batched call, and how many of them had to be cut."""
+    leading = leading_tokens(tokenizer)
+    stretches = [_stretches(example) for example in examples]
+    ids = iter(token_ids([text for row in stretches for text, _ in row], tokenizer))
+    rows = []
+    truncated = 0
+    for example, stretch in zip(examples, stretches, strict=True):
+        row = _assembled(example, [(next(ids), learned) for _, learned in stretch], leading, tokenizer)
+        if len(row["input_ids"]) > max_length:
+            row = _cut(example, len(row["input_ids"]) - max_length, leading, tokenizer, max_length)
+            truncated += 1
+        rows.append(row)
+    return rows, truncated
+
+
+def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    if not texts:
+        return []
+    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer itself puts before a text: BOS for most LMs that have one, nothing for others."""
+    alone = tokenizer.encode("a", add_special_tokens=False)
+    whole = tokenizer.encode("a")
+    starts = (i for i in range(len(whole)) if whole[i : i + len(alone)] == alone)
+    return whole[: next(starts, 0)]
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise UserMistake("This tokenizer has no end-of-sequence token, which these label words need.")
+    return tokenizer.eos_token_id
+
+
+def _stretches(example: Example) -> list[tuple[str, bool]]:
+    groups = groupby(example.segments, key=lambda segment: segment.learned)
+    joined = [("".join(segment.text for segment in group), learned) for learned, group in groups]
+    return [(text, learned) for text, learned in joined if text]
+
+
+def _assembled(
+    example: Example,
+    parts: list[tuple[list[int], bool]],
+    leading: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> EncodedRow:
+    # A chat template writes its own BOS.
+    starts_by_itself = bool(parts) and parts[0][0][: len(leading)] == leading
+    input_ids = [] if starts_by_itself else list(leading)
+    labels = [NOT_LEARNED] * len(input_ids)
+    for ids, learned in parts:
+        input_ids += ids
+        labels += ids if learned else [NOT_LEARNED] * len(ids)
+    if example.ends_with_eos:
+        input_ids.append(end_token(tokenizer))
+        labels.append(end_token(tokenizer))
+    return EncodedRow(input_ids=input_ids, labels=labels, label=example.label)
+
+
+def _cut(
+    example: Example, excess: int, leading: list[int], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> EncodedRow:
+    while any(segment.gives_way and segment.text for segment in example.segments):
+        example = replace(example, segments=_shortened(example.segments, excess, tokenizer))
+        stretches = _stretches(example)
+        ids = token_ids([text for text, _ in stretches], tokenizer)
+        parts = [(part, learned) for part, (_, learned) in zip(ids, stretches, strict=True)]
+        row = _assembled(example, parts, leading, tokenizer)
+        excess = len(row["input_ids"]) - max_length
+        if excess <= 0:
+            return row
+    needed = max_length + excess
+    raise UserMistake(
+        f"The template and the target take {needed} tokens without any text, but data.max_length is"
+        f" {max_length}: raise it or shorten the template."
+    )
+
+
+def _shortened(
+    segments: tuple[Segment, ...], excess: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Segment, ...]:
+    """Without the last `excess` tokens of the last text that can give way."""
+    place = max(i for i, segment in enumerate(segments) if segment.gives_way and segment.text)
+    text = segments[place].text
+    kept = token_ids([text], tokenizer)[0][: -excess or None]
+    shorter = str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+    shorter = shorter.rstrip("\N{REPLACEMENT CHARACTER}")  # half a character
+    if len(shorter) >= len(text):  # decoding is not always the inverse of encoding: make sure of progress
+        shorter = text[:-1]
+    return (*segments[:place], replace(segments[place], text=shorter), *segments[place + 1 :])

@@ -1,0 +1,82 @@
+"""Records to rows: one that cannot be used is reported with its file and line, or counted and left out."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TypedDict
+
+from ptlit.data.formats import Record, Table, problem_with_text
+from ptlit.mistake import UserMistake
+
+SHOWN = 5
+
+
+class SourceRow(TypedDict):
+    text: str
+    label: str
+    fields: dict[str, str]  # the other columns
+
+
+@dataclass(frozen=True)
+class Columns:
+    text: str
+    label: str
+
+
+def clean_rows(
+    table: Table, columns: Columns, labels: Collection[str] | None, on_bad_row: str
+) -> tuple[list[SourceRow], int]:
+    """The usable rows and how many were skipped; `labels` are the ones allowed, None allows any."""
+    if table.columns is not None:
+        for key, name in (("text_column", columns.text), ("label_column", columns.label)):
+            if name not in table.columns:
+                missing = _missing(name, table.columns)
+                raise UserMistake(f"{table.name} {missing}; set data.{key}.")
+    rows: list[SourceRow] = []
+    bad: list[str] = []
+    for number, record in table.records:
+        row = _row(record, columns, labels)
+        if isinstance(row, str):
+            bad.append(f"{table.unit} {number}: {row}")
+        else:
+            rows.append(row)
+    if bad and (on_bad_row == "error" or not rows):
+        shown = "; ".join(bad[:SHOWN]) + (f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
+        remedy = "Mend them or set data.on_bad_row=skip" if rows else "No row is left"
+        count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
+        raise UserMistake(f"{table.name} has {count}: {shown}. {remedy}.")
+    return rows, len(bad)
+
+
+def _row(record: Record, columns: Columns, labels: Collection[str] | None) -> SourceRow | str:
+    if isinstance(record, str):
+        return record
+    for name in (columns.text, columns.label):
+        if name not in record:
+            return _missing(name, record)
+    values = {name: _as_text(value) for name, value in record.items() if value is not None}
+    for value in values.values():
+        if problem := problem_with_text(value):
+            return problem
+    text = values.pop(columns.text, "").strip()
+    label = values.pop(columns.label, "").strip()
+    if record[columns.text] is not None and not isinstance(record[columns.text], str | int | float):
+        return f"the text is a {type(record[columns.text]).__name__}, not a string"
+    if not text:
+        return "empty text"
+    if not label:
+        return "no label"
+    if labels is not None and label not in labels:
+        return f"the label {label!r} is none of {', '.join(labels)}"
+    return SourceRow(text=text, label=label, fields=values)
+
+
+def _missing(name: str, columns: Collection[str]) -> str:
+    nearest = get_close_matches(name, columns, n=1)
+    if nearest:
+        return f"has no column {name!r} (nearest: {nearest[0]!r})"
+    return f"has no column {name!r} (it has {', '.join(map(repr, columns)) or 'none'})"
+
+
+def _as_text(value: object) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,0 +1,96 @@
+"""Where rows come from: the bundled tweets, a file, a folder of files, or a data set on the hub."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptlit.data.formats import READERS, Record, Table, read_table
+from ptlit.data.tweets import SPLITS, tweets
+from ptlit.mistake import UserMistake
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BUNDLED = "bundled_tweets"
+STEMS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test"}
+
+
+def read_splits(
+    path: str,
+    *,
+    subset: str | None = None,
+    val_path: str | None = None,
+    test_path: str | None = None,
+    label_column: str = "label",
+    encoding: str | None = None,
+) -> dict[str, Table]:
+    """The splits that the source itself has: always train, perhaps val and test."""
+    if path == BUNDLED:
+        tables = {split: _bundled(split, subset) for split in SPLITS}
+    elif Path(path).is_dir():
+        tables = _folder(Path(path), encoding)
+    elif Path(path).is_file() or Path(path).suffix.lower() in READERS or path.startswith((".", "/", "~")):
+        tables = {"train": read_table(Path(path).expanduser(), encoding)}
+    else:
+        tables = _hub(path, subset, label_column)
+    for split, file in (("val", val_path), ("test", test_path)):
+        if file is not None:
+            tables[split] = read_table(Path(file).expanduser(), encoding)
+    return tables
+
+
+def _bundled(split: str, subset: str | None) -> Table:
+    records: list[tuple[int, Record]] = [
+        (i, dict(row)) for i, row in enumerate(tweets(split, subset), start=1)
+    ]
+    return Table(f"{BUNDLED} {split}", "row", records, ("text", "label", "topic"))
+
+
+def _folder(folder: Path, encoding: str | None) -> dict[str, Table]:
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        split = STEMS.get(file.stem.lower())
+        if split is None or file.suffix.lower() not in READERS:
+            continue
+        if split in files:
+            raise UserMistake(f"{folder} holds {files[split].name} and {file.name}: keep one for {split}.")
+        files[split] = file
+    if "train" not in files:
+        raise UserMistake(f"{folder} holds no training file: expected train{' or train'.join(READERS)}.")
+    return {split: read_table(file, encoding) for split, file in files.items()}
+
+
+def _hub(name: str, subset: str | None, label_column: str) -> dict[str, Table]:
+    import datasets  # takes two seconds, and only this function needs it
+
+    datasets.disable_progress_bars()
+    try:
+        found = datasets.load_dataset(name, subset)
+    except Exception as error:  # the hub, the network and the data set's own files fail in many ways
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserMistake(
+            f"data.path={name} is no file or folder here, and as a data set on the Hugging Face hub it"
+            f" cannot be loaded: {reason}."
+        ) from error
+    tables = {}
+    for title, rows in found.items():
+        split = STEMS.get(str(title))
+        if split is not None and (table := _hub_table(f"{name} {title}", rows, label_column)):
+            tables[split] = table
+    if "train" not in tables:
+        raise UserMistake(f"The data set {name} has no split named train, only {', '.join(map(str, found))}.")
+    return tables
+
+
+def _hub_table(title: str, rows: "Dataset", label_column: str) -> Table | None:
+    """Label indices become their names; None for a split whose labels are kept secret (all -1)."""
+    from datasets import ClassLabel
+
+    records: list[dict[str, object]] = [dict(row) for row in rows]
+    feature = rows.features.get(label_column)
+    if isinstance(feature, ClassLabel):
+        if all(record[label_column] == -1 for record in records):
+            return None
+        for record in records:
+            index = record[label_column]
+            record[label_column] = feature.names[index] if isinstance(index, int) and index >= 0 else None
+    return Table(title, "row", [*enumerate(records, start=1)], tuple(rows.column_names))

@@ -1,0 +1,153 @@
+"""The frozen causal LM: where its files come from, how it is loaded, and the promise that nothing changes it."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ptlit.bundled_lm import smollm2_folder
+from ptlit.mistake import UserMistake
+
+BUNDLED = {"bundled/SmolLM2-135M-Instruct": smollm2_folder}
+
+
+@dataclass(frozen=True)
+class LMShape:
+    """All that a soft prompt has to know of its LM.
+
+    `num_kv_heads` and `head_dim` are None where the layers do not all keep keys and values of one shape.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_kv_heads: int | None
+    head_dim: int | None
+    max_positions: int | None
+
+
+class FrozenLM(nn.Module):
+    """A causal LM in eval mode for good: no gradients, not in checkpoints, not copied, not sent between ranks."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        name: str = "in-memory",
+        revision: str | None = None,
+    ):
+        super().__init__()
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.revision = revision
+        for parameter in model.parameters():
+            if parameter.is_floating_point():  # packed integer weights of quantised LMs cannot take the call
+                parameter.requires_grad_(False)
+        self.shape = measure_shape(model)
+        self._keep_out_of_checkpoints()
+
+    def train(self, mode: bool = True) -> "FrozenLM":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenLM":
+        """Weight averaging deep-copies its module; what never changes can be shared."""
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The embeddings of `ids` as the LM's own first step makes them."""
+        return self.model.get_input_embeddings()(ids)
+
+    def _keep_out_of_checkpoints(self) -> None:
+        """Strict loading stays on: the LM's keys are dropped on saving and not missed on loading."""
+
+        def drop(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
+            for key in [key for key in state if key.startswith(prefix)]:
+                del state[key]
+
+        def remember_place(state: object, prefix: str, *rest: object) -> None:
+            self._place = prefix
+
+        def do_not_miss(module: nn.Module, keys: Any) -> None:
+            keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(self._place)]
+
+        self._register_state_dict_hook(drop)
+        self._register_load_state_dict_pre_hook(remember_place)
+        self.register_load_state_dict_post_hook(do_not_miss)
+
+
+def measure_shape(model: PreTrainedModel) -> LMShape:
+    """Run one token and look: configs are wrong about keys and values for several families."""
+    config = model.config.get_text_config()
+    cache = DynamicCache(config=config)
+    with torch.no_grad():
+        token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        model(input_ids=token, past_key_values=cache, use_cache=True)
+    keys = [getattr(layer, "keys", None) for layer in cache.layers]
+    values = [getattr(layer, "values", None) for layer in cache.layers]
+    sizes = {tensor.shape if tensor is not None else None for tensor in keys + values}
+    (_, heads, _, dim) = sizes.pop() if len(sizes) == 1 and None not in sizes else (1, None, 1, None)
+    return LMShape(
+        hidden_size=model.get_input_embeddings().weight.shape[1],
+        num_layers=len(cache.layers),
+        num_kv_heads=heads,
+        head_dim=dim,
+        max_positions=getattr(config, "max_position_embeddings", None),
+    )
+
+
+def load_lm(
+    name_or_path: str,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    gguf_file: str | None = None,
+) -> FrozenLM:
+    """A causal LM by hub name, local folder or bundled name; loaded once per process, then shared."""
+    return _load_once(name_or_path, dtype, attn_implementation, revision, trust_remote_code, gguf_file)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(
+    name_or_path: str,
+    dtype: str,
+    attn_implementation: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+    gguf_file: str | None,
+) -> FrozenLM:
+    source = str(BUNDLED[name_or_path]()) if name_or_path in BUNDLED else name_or_path
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "gguf_file": gguf_file}
+    where = {key: value for key, value in where.items() if value}
+    if attn_implementation:
+        where_model = {**where, "attn_implementation": attn_implementation}
+    else:
+        where_model = where
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **where_model)
+        tokenizer = AutoTokenizer.from_pretrained(source, **where)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserMistake(
+            f"model.name_or_path={name_or_path!r} could not be loaded as a causal LM: {reason} "
+            "Give the name of a model on the Hugging Face hub, a local folder, or one of "
+            f"{', '.join(BUNDLED)}."
+        ) from error
+    return FrozenLM(model, tokenizer, source, revision)

@@ -1,0 +1,18 @@
+"""Cross entropy over the learned tokens only; nothing is learned from the text that is read."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+
+
+def learned_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the LM has to speak, and what: `keep` (B, T), True one position before each learned token; targets (N,)."""
+    wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # (B, T)
+    keep = wanted != IGNORED
+    return keep, wanted[keep]
+
+
+def learned_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the N learned tokens, in float32 whatever the LM's precision. (N, V), (N,) -> ()"""
+    return F.cross_entropy(logits.float(), targets)

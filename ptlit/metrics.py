@@ -1,0 +1,60 @@
+"""What is measured on a split: labels as a classifier is judged, text as a language model is judged."""
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import ClasswiseWrapper, MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+
+
+class LabelMetrics(nn.Module):
+    """Accuracy, macro F1, F1 of each class and the confusion matrix, from label scores."""
+
+    def __init__(self, names: tuple[str, ...]):
+        super().__init__()
+        classes = len(names)
+        self.scalars = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(classes, average="micro"),
+                "macro_f1": MulticlassF1Score(classes, average="macro"),
+                "f1": ClasswiseWrapper(MulticlassF1Score(classes, average=None), list(names), prefix="f1_"),
+            }
+        )
+        self.confusion = MulticlassConfusionMatrix(classes)
+        self.loss = MeanMetric()
+
+    def update(self, scores: Tensor, label: Tensor, lengths: Tensor) -> None:
+        """`scores` (B, C) log-probabilities, `label` (B,), `lengths` (B,) tokens of the right label."""
+        self.scalars.update(scores, label)
+        self.confusion.update(scores, label)
+        right = scores.gather(1, label[:, None])[:, 0]  # (B,)
+        self.loss.update(-right / lengths, weight=lengths)
+
+    def compute(self) -> dict[str, Tensor]:
+        return {"loss": self.loss.compute(), **self.scalars.compute()}
+
+    def reset(self) -> None:
+        self.scalars.reset()
+        self.confusion.reset()
+        self.loss.reset()
+
+
+class TextMetrics(nn.Module):
+    """Perplexity and token accuracy over the learned tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+        self.token_accuracy = MeanMetric()
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """`logits` (N, V), `targets` (N,)."""
+        self.loss.update(nn.functional.cross_entropy(logits.float(), targets, reduction="none"))
+        self.token_accuracy.update((logits.argmax(-1) == targets).float())
+
+    def compute(self) -> dict[str, Tensor]:
+        loss = self.loss.compute()
+        return {"loss": loss, "perplexity": torch.exp(loss), "token_accuracy": self.token_accuracy.compute()}
+
+    def reset(self) -> None:
+        self.loss.reset()
+        self.token_accuracy.reset()

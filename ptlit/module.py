@@ -1,0 +1,118 @@
+"""How a prompted LM is trained and judged: the LightningModule. Its state_dict is the prompt alone."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ptlit.data import Batch, LabelWords
+from ptlit.loss import learned_positions, learned_token_loss
+from ptlit.metrics import LabelMetrics, TextMetrics
+from ptlit.prefix import Prefix
+from ptlit.prompted_lm import PromptedLM
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+MakeSchedule = Callable[..., LRScheduler]  # (optimizer, num_training_steps=...)
+
+
+class SoftPromptModule(L.LightningModule):
+    """Trains the prompt of a `PromptedLM`. With `label_words` rows are classified, without them text is learned."""
+
+    def __init__(
+        self,
+        prompted_lm: PromptedLM,
+        optimizer: MakeOptimizer = torch.optim.AdamW,
+        schedule: MakeSchedule | None = None,
+        label_words: LabelWords | None = None,
+    ):
+        super().__init__()
+        self.prompted_lm = prompted_lm
+        self.make_optimizer = optimizer
+        self.make_schedule = schedule
+        self.label_words = label_words
+        self.split_metrics = nn.ModuleDict({"val_": self._new_metrics(), "test_": self._new_metrics()})
+        self._prefix: Prefix | None = None
+        # DDP neither broadcasts nor reduces what every rank has loaded for itself.
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, value in [*self.named_parameters(), *self.named_buffers()] if name.startswith("prompted_lm.lm.")
+        ]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        keep, targets = learned_positions(batch["labels"])
+        logits = self.prompted_lm(batch["input_ids"], batch["attention_mask"], keep)  # (N, V)
+        loss = learned_token_loss(logits, targets)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(keep))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        return self._judge(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        return self._judge(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        return {"row": batch["row"], "scores": self.scores(batch)}
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Log-probability of every label after the text of each row, (B, C)."""
+        text = batch["attention_mask"] * (batch["labels"] == -100)  # (B, T): all but the learned end
+        longest = int(text.sum(1).max())
+        return self.prompted_lm.label_scores(
+            batch["input_ids"][:, :longest], text[:, :longest], self.label_words.token_ids, self._shared_prefix()
+        )
+
+    def _judge(self, batch: Batch, split: str) -> dict[str, Tensor]:
+        metrics = self.split_metrics[f"{split}_"]
+        if self.label_words is None:
+            keep, targets = learned_positions(batch["labels"])
+            logits = self.prompted_lm(batch["input_ids"], batch["attention_mask"], keep, self._shared_prefix())
+            metrics.update(logits, targets)
+            return {"row": batch["row"]}
+        scores = self.scores(batch)
+        lengths = torch.tensor([len(ids) for ids in self.label_words.token_ids], device=scores.device)
+        metrics.update(scores, batch["label"], lengths[batch["label"]])
+        return {"row": batch["row"], "scores": scores}
+
+    def _shared_prefix(self) -> Prefix | None:
+        """The prompt does not change while it is judged: one prefix serves the whole epoch."""
+        if self._prefix is None:
+            self._prefix = self.prompted_lm.prefix()
+        return self._prefix
+
+    def _start_judging(self) -> None:
+        self._prefix = None
+
+    def _log_metrics(self, split: str) -> None:
+        self._prefix = None
+        metrics = self.split_metrics[f"{split}_"]
+        shown = {"loss", "macro_f1", "perplexity"}
+        for name, value in metrics.compute().items():
+            self.log(f"{split}/{name}", value.float(), prog_bar=split == "val" and name in shown)
+
+    on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = _start_judging
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+        self.split_metrics["val_"].reset()
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def on_test_start(self) -> None:
+        self.split_metrics["test_"].reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
+        if self.make_schedule is None:
+            return {"optimizer": optimizer}
+        schedule = self.make_schedule(
+            optimizer=optimizer, num_training_steps=int(self.trainer.estimated_stepping_batches)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _new_metrics(self) -> LabelMetrics | TextMetrics:
+        return LabelMetrics(self.label_words.names) if self.label_words is not None else TextMetrics()

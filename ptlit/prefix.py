@@ -1,0 +1,93 @@
+"""The one object between what is learned and what is frozen: keys and values that every later token attends to.
+
+The only file that touches the cache API of transformers, because most breakage comes from there.
+Axes: see the legend in `ptlit/prompt/base.py`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of P virtual positions, one (K, P, D) pair a layer, without a batch axis."""
+
+    keys: tuple[Tensor, ...]  # L of (K, P, D)
+    values: tuple[Tensor, ...]  # L of (K, P, D)
+
+    @classmethod
+    def from_key_values(cls, key_values: Tensor) -> "Prefix":
+        """From what a deep prompt emits: (L, 2, P, K, D)."""
+        layers = key_values.transpose(2, 3)  # (L, 2, K, P, D)
+        return cls(tuple(layers[:, 0].unbind(0)), tuple(layers[:, 1].unbind(0)))
+
+    @classmethod
+    def from_embeddings(cls, embeddings: Tensor, model: PreTrainedModel) -> "Prefix":
+        """From what an input prompt emits, (P, H): the LM runs over it once, at batch size 1.
+
+        Virtual tokens come first and the LM is causal, so nothing in any row can change the outcome.
+        """
+        cache = DynamicCache(config=model.config.get_text_config())
+        model.base_model(inputs_embeds=embeddings[None], past_key_values=cache, use_cache=True)
+        return cls(tuple(layer.keys[0] for layer in cache.layers), tuple(layer.values[0] for layer in cache.layers))
+
+    @staticmethod
+    def nothing(model: PreTrainedModel) -> DynamicCache:
+        """The cache of an LM without a prompt."""
+        return DynamicCache(config=model.config.get_text_config())
+
+    @property
+    def length(self) -> int:
+        return self.keys[0].shape[-2]
+
+    def stacked(self) -> Tensor:
+        """(L, 2, P, K, D): the form in which a deep prompt emits it."""
+        return torch.stack([torch.stack(self.keys), torch.stack(self.values)], dim=1).transpose(2, 3)
+
+    def shared_cache(self) -> Cache:
+        """A cache that shows the prefix to every row and remembers nothing: for training and scoring."""
+        return Cache(layers=[_SharedPrefixLayer(k, v) for k, v in zip(self.keys, self.values, strict=True)])
+
+    def growing_cache(self, model: PreTrainedModel, batch_size: int) -> DynamicCache:
+        """An ordinary cache that begins with the prefix in every row: for generation."""
+        cache = DynamicCache(config=model.config.get_text_config())
+        for index, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            rows = (batch_size, -1, -1, -1)
+            cache.update(keys.expand(rows), values.expand(rows), index)  # (B, K, P, D)
+        return cache
+
+
+class _SharedPrefixLayer(CacheLayerMixin):
+    """Answers `update` with the prefix, expanded to the batch, followed by the new keys and values.
+
+    It stores nothing, so that a layer may be run twice (activation checkpointing) with the same outcome.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to prepare: the prefix is there from the start."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        rows = (key_states.shape[0], -1, -1, -1)
+        keys, values = self.keys.to(key_states.dtype), self.values.to(value_states.dtype)
+        return (
+            torch.cat([keys.expand(rows), key_states], dim=-2),  # (B, K, P + T, D)
+            torch.cat([values.expand(rows), value_states], dim=-2),  # (B, K, P + T, D)
+        )
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.keys.shape[-2]
+
+    def get_max_length(self) -> int:
+        return -1

@@ -1,0 +1,25 @@
+"""Prompt tuning: a table of free embeddings.
+
+Lester, Al-Rfou, Constant (2021), "The Power of Scale for Parameter-Efficient Prompt Tuning".
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ptlit.lm import LMShape
+from ptlit.prompt.base import EmbeddingPrompt
+
+
+class PromptTuning(EmbeddingPrompt):
+    peft_type = "PROMPT_TUNING"
+
+    def __init__(self, shape: LMShape, num_virtual_tokens: int = 20):
+        super().__init__(num_virtual_tokens)
+        self.embedding = nn.Embedding(num_virtual_tokens, shape.hidden_size)
+
+    def forward(self) -> Tensor:
+        return self.embedding.weight  # (P, H)
+
+    @torch.no_grad()
+    def start_at(self, target: Tensor) -> None:
+        self.embedding.weight.copy_(target)

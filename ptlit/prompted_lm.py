@@ -1,0 +1,170 @@
+"""A soft prompt in front of a frozen LM: forward, label scores, generation. It knows nothing of training.
+
+Two routes lead to the same numbers. The prefix route computes the virtual tokens once, whatever the batch; the
+concatenating route copies them into every row, as other programs do. It serves LMs that keep no keys and values,
+and it is the reference that tests hold the first against.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from ptlit.lm import FrozenLM
+from ptlit.mistake import UserMistake
+from ptlit.prefix import Prefix
+from ptlit.prompt import EmbeddingPrompt, SoftPrompt
+
+
+class PromptedLM(nn.Module):
+    """Rows are right-padded (B, T); positions count the virtual tokens and the real tokens, never the padding."""
+
+    def __init__(self, lm: FrozenLM, prompt: SoftPrompt | None):
+        super().__init__()
+        self.lm = lm
+        self.prompt = prompt
+        self.num_virtual_tokens = prompt.num_virtual_tokens if prompt is not None else 0
+        longest = lm.shape.max_positions
+        if longest is not None and self.num_virtual_tokens >= longest:
+            raise UserMistake(
+                f"prompt.num_virtual_tokens={self.num_virtual_tokens} leaves no room for text: "
+                f"this LM reads {longest} tokens at most."
+            )
+        self._takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
+
+    def prefix(self) -> Prefix | None:
+        """What the prompt is to this LM; None without a prompt. Compute it once and use it for many batches."""
+        if self.prompt is None:
+            return None
+        learned = self.prompt().to(self.lm.dtype)
+        if isinstance(self.prompt, EmbeddingPrompt):
+            return Prefix.from_embeddings(learned, self.lm.model)
+        return Prefix.from_key_values(learned)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, prefix: Prefix | None = None) -> Tensor:
+        """Logits (N, V) at the positions where `keep` (B, T) is True, in row order.
+
+        `prefix` saves computing it again; without one it is computed here, with gradients.
+        """
+        prefix = prefix if prefix is not None else self.prefix()
+        cache = prefix.shared_cache() if prefix is not None else None
+        return self._logits(input_ids, attention_mask, keep, cache)
+
+    def forward_concatenated(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> Tensor:
+        """The same by the slow route: the virtual tokens are copied into every row."""
+        rows = len(input_ids)
+        if isinstance(self.prompt, EmbeddingPrompt):
+            virtual = self.prompt().to(self.lm.dtype).expand(rows, -1, -1)  # (B, P, H)
+            embeds = torch.cat([virtual, self.lm.embed(input_ids)], dim=1)  # (B, P + T, H)
+            mask = self._seen(attention_mask)
+            with _head_sees_only(self.lm.model, nn.functional.pad(keep, (self.num_virtual_tokens, 0))):
+                return self.lm.model(
+                    inputs_embeds=embeds, attention_mask=mask, use_cache=False, **self._positions(mask, 0)
+                ).logits[0]
+        prefix = self.prefix()
+        cache = prefix.growing_cache(self.lm.model, rows) if prefix is not None else None
+        return self._logits(input_ids, attention_mask, keep, cache)
+
+    def label_scores(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        label_ids: tuple[tuple[int, ...], ...],
+        prefix: Prefix | None = None,
+    ) -> Tensor:
+        """Log-probability of each label's tokens after the text, (B, C); the text is read once.
+
+        `input_ids` hold the text alone. Labels of several tokens are scored on top of the cache the text left.
+        """
+        prefix = prefix if prefix is not None else self.prefix()
+        lengths = attention_mask.sum(1)
+        if max(map(len, label_ids)) == 1:
+            cache = prefix.shared_cache() if prefix is not None else None
+            places = torch.arange(input_ids.shape[1], device=input_ids.device)
+            logits = self._logits(input_ids, attention_mask, places == lengths[:, None] - 1, cache)  # (B, V)
+            return logits.float().log_softmax(-1)[:, [ids[0] for ids in label_ids]]
+        scores = torch.zeros(len(input_ids), len(label_ids), device=input_ids.device)
+        for length in lengths.unique().tolist():  # no padding between text and label: sliding windows count it
+            rows = lengths == length
+            scores[rows] = self._scores_of_several_tokens(input_ids[rows, :length], label_ids, prefix)
+        return scores
+
+    def _scores_of_several_tokens(
+        self, input_ids: Tensor, label_ids: tuple[tuple[int, ...], ...], prefix: Prefix | None
+    ) -> Tensor:
+        """Read the text, then go through every label's tokens on top of the cache it left: (B, C)."""
+        rows, classes = len(input_ids), len(label_ids)
+        cache = prefix.growing_cache(self.lm.model, rows) if prefix is not None else Prefix.nothing(self.lm.model)
+        read = torch.ones_like(input_ids)
+        keep = torch.zeros_like(input_ids, dtype=torch.bool)
+        keep[:, -1] = True
+        first = self._logits(input_ids, read, keep, cache).float().log_softmax(-1)  # (B, V)
+
+        longest = max(map(len, label_ids)) - 1
+        follow = [list(ids[:-1]) + [0] * (longest - len(ids) + 1) for ids in label_ids]
+        wanted = [list(ids[1:]) + [-100] * (longest - len(ids) + 1) for ids in label_ids]
+        follow_ids = torch.tensor(follow, device=input_ids.device).repeat(rows, 1)  # (B * C, M)
+        wanted_ids = torch.tensor(wanted, device=input_ids.device).repeat(rows, 1)  # (B * C, M)
+        learned = wanted_ids != -100
+        cache.batch_repeat_interleave(classes)
+        mask = torch.cat([read.repeat_interleave(classes, 0), learned.to(read.dtype)], dim=1)  # (B * C, T + M)
+        logits = self._logits(follow_ids, mask, learned, cache)  # (N, V)
+        rest = logits.float().log_softmax(-1).gather(-1, wanted_ids[learned][:, None])[:, 0]  # (N,)
+        sums = torch.zeros(follow_ids.shape, device=rest.device).masked_scatter(learned, rest).sum(-1)  # (B * C,)
+        return first[:, [ids[0] for ids in label_ids]] + sums.view(rows, classes)
+
+    @torch.no_grad()
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor, prefix: Prefix | None = None, **generation: Any
+    ) -> Tensor:
+        """`generate` of transformers behind the prompt: the input ids (left-padded) followed by new tokens."""
+        prefix = prefix if prefix is not None else self.prefix()
+        if prefix is None:
+            return self.lm.model.generate(input_ids=input_ids, attention_mask=attention_mask, **generation)
+        return self.lm.model.generate(
+            input_ids=input_ids,
+            attention_mask=self._seen(attention_mask),
+            past_key_values=prefix.growing_cache(self.lm.model, len(input_ids)),
+            **generation,
+        )
+
+    def _logits(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, cache: Cache | None) -> Tensor:
+        mask = self._seen(attention_mask)  # (B, P + all tokens so far)
+        with _head_sees_only(self.lm.model, keep):
+            return self.lm.model(
+                input_ids=input_ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                **self._positions(mask, mask.shape[1] - input_ids.shape[1]),
+            ).logits[0]
+
+    def _seen(self, attention_mask: Tensor) -> Tensor:
+        return nn.functional.pad(attention_mask, (self.num_virtual_tokens, 0), value=1)  # (B, P + T)
+
+    def _positions(self, mask: Tensor, start: int) -> dict[str, Tensor]:
+        if not self._takes_positions:  # Bloom reads its own from the mask
+            return {}
+        return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, start:]}
+
+
+@contextmanager
+def _head_sees_only(model: nn.Module, keep: Tensor) -> Iterator[None]:
+    """Inside, the LM's own head is shown the hidden states at `keep` (B, T) alone, as one row: (1, N, H).
+
+    Logits elsewhere would be the largest tensor of the step. The head stays the model's: soft-capping, scaling and
+    tied weights differ by family, and what follows the head acts on each position by itself.
+    """
+
+    def select(head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (inputs[0][keep][None],)  # (1, N, H)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,36 @@
+"""What a run leaves behind, and where: one folder holds all that is needed to judge it, use it or go on with it."""
+
+import json
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from ptlit.mistake import UserMistake
+
+
+class RunFolder:
+    def __init__(self, root: Path):
+        self.root = root
+        self.config = root / "config.yaml"
+        self.metrics = root / "metrics.json"
+        self.metrics_csv = root / "metrics.csv"
+        self.curves = root / "curves.png"
+        self.adapter = root / "adapter"
+        self.checkpoints = root / "checkpoints"
+        self.tensorboard = root / "tensorboard"
+
+    def write_config(self, cfg: DictConfig) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, self.config, resolve=True)
+
+    def write_metrics(self, metrics: dict[str, float]) -> None:
+        part = self.metrics.with_suffix(".part")
+        part.write_text(json.dumps({key: metrics[key] for key in sorted(metrics)}, indent=2) + "\n")
+        os.replace(part, self.metrics)
+
+    def last_checkpoint(self) -> Path:
+        path = self.checkpoints / "last.ckpt"
+        if not path.is_file():
+            raise UserMistake(f"resume={self.root}: there is no checkpoint at {path} to go on from.")
+        return path

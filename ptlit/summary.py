@@ -1,0 +1,65 @@
+"""What a run says before it starts and when it has ended."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from ptlit.build import Training
+from ptlit.data import ClassificationData
+from ptlit.module import SoftPromptModule
+from ptlit.run_folder import RunFolder
+
+
+def parameter_counts(module: SoftPromptModule) -> dict[str, float]:
+    trainable = sum(p.numel() for p in module.prompted_lm.prompt.parameters())
+    return {
+        "parameters/trainable": trainable,
+        "parameters/total": trainable + sum(p.numel() for p in module.prompted_lm.lm.parameters()),
+    }
+
+
+def print_start(training: Training, folder: RunFolder, choices: Mapping[str, str]) -> None:
+    counts = parameter_counts(training.module)
+    trainable, total = counts["parameters/trainable"], counts["parameters/total"]
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"[bold]{choices['experiment']}[/bold] on {training.lm.name}")
+    console.print(f"trainable {trainable:,} / all {total:,} / {100 * trainable / total:.4f} %")
+    if trainable > total / 2:
+        console.print("[yellow]The prompt is larger than the LM: a smaller prompt.hidden_size is likely enough.[/yellow]")
+    console.print(data_line(training.data))
+    console.print(f"run folder {folder.root}\n")
+
+
+def data_line(data: ClassificationData) -> str:
+    summary = data.summary()
+    rows = ", ".join(f"{split} {part['rows']:,}" for split, part in summary["splits"].items())
+    line = f"{rows} rows; labels {', '.join(data.label_words.names)}"
+    for word in ("skipped", "truncated"):
+        count = sum(part[word] for part in summary["splits"].values())
+        line += f"; {count:,} {word}" if count else ""
+    return "\n".join([line, *summary["notes"]])
+
+
+def print_summary(training: Training, folder: RunFolder, metrics: Mapping[str, float]) -> None:
+    table = Table("on the test split", "accuracy", "macro F1", "loss")
+    names = {
+        "test": "trained prompt (best checkpoint)",
+        "baseline/hard_prompt": "untrained LM, same template",
+        "baseline/majority": "always the most frequent class",
+        "baseline/topic_majority": "the topic's most frequent class",
+    }
+    for place, name in names.items():
+        if f"{place}/accuracy" in metrics:
+            cells = [metrics.get(f"{place}/{key}") for key in ("accuracy", "macro_f1", "loss")]
+            table.add_row(name, *("" if cell is None else f"{cell:.3f}" for cell in cells))
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    console.print(
+        f"{metrics['speed/examples_per_second']:.1f} examples/s, {metrics['seconds/fit']:.0f} s of training, "
+        f"peak memory {metrics['memory/peak_mb']:,.0f} MB"
+    )
+    console.print(f"run folder   {folder.root}")
+    console.print(f"PEFT adapter {folder.adapter}")
+    console.print(f"curves       {folder.curves}")
+    console.print(f"tensorboard --logdir {folder.tensorboard}")

@@ -1,0 +1,101 @@
+"""Train a soft prompt on a frozen LM: python -m ptlit.train experiment=ptuning_lstm"""
+
+from pathlib import Path
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+
+from ptlit import baseline
+from ptlit.build import Training, build
+from ptlit.callbacks.speed import Speed
+from ptlit.command import command
+from ptlit.config import check
+from ptlit.curves import plot_curves
+from ptlit.peft_format import write_adapter
+from ptlit.run_folder import RunFolder
+from ptlit.summary import parameter_counts, print_start, print_summary
+
+
+def train(cfg: DictConfig) -> float:
+    """One run, start to finish; the validation score of its best checkpoint, which sweepers maximise or minimise."""
+    check(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    training = build(cfg)
+    folder.write_config(cfg)
+    metrics = parameter_counts(training.module)
+    print_start(training, folder, HydraConfig.get().runtime.choices)
+    log_settings(training, cfg, {})
+
+    training.trainer.fit(training.module, datamodule=training.data, ckpt_path=resume_point(cfg), weights_only=True)
+    metrics |= speed_of(training.trainer).figures() | judge_best(training)
+    metrics |= baselines(training)
+    finish(training, cfg, folder, metrics)
+    return metrics[training.checkpoint.monitor]
+
+
+def resume_point(cfg: DictConfig) -> str | None:
+    return None if cfg.resume is None else str(RunFolder(Path(cfg.resume)).last_checkpoint())
+
+
+def judge_best(training: Training) -> dict[str, float]:
+    """Back to the best checkpoint, and what it reaches on the validation and the test split."""
+    trainer, checkpoint = training.trainer, training.checkpoint
+    best = checkpoint.best_model_path or checkpoint.last_model_path
+    measured: dict[str, float] = {}
+    for judge in (trainer.validate, trainer.test):
+        measured |= judge(
+            training.module, datamodule=training.data, ckpt_path=best, weights_only=True, verbose=False
+        )[0]
+    return measured
+
+
+def baselines(training: Training) -> dict[str, float]:
+    judge = L.Trainer(
+        accelerator="cpu" if training.trainer.strategy.root_device.type == "cpu" else "auto",
+        devices=1,
+        precision=training.trainer.precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    found = {"hard_prompt": baseline.hard_prompt(training.lm, training.data, judge), **baseline.majority(training.data)}
+    return {f"baseline/{name}/{key}": value for name, scores in found.items() for key, value in scores.items()}
+
+
+def finish(training: Training, cfg: DictConfig, folder: RunFolder, metrics: dict[str, float]) -> None:
+    """Everything that the run leaves behind."""
+    prompted_lm = training.module.prompted_lm
+    folder.write_metrics(metrics)
+    write_adapter(folder.adapter, prompted_lm.prompt, training.lm.shape, training.lm.name, training.lm.revision)
+    plot_curves(folder.metrics_csv, folder.curves, metrics, title=str(HydraConfig.get().runtime.choices.experiment))
+    log_settings(training, cfg, metrics)
+    print_summary(training, folder, metrics)
+
+
+def log_settings(training: Training, cfg: DictConfig, metrics: dict[str, float]) -> None:
+    """The HPARAMS entry: opened at the start, so that a run which fails is listed, and closed with its final metrics."""
+    settings = {
+        f"{group}.{key}": value
+        for group in ("model", "data", "prompt", "optim", "schedule", "trainer")
+        for key, value in OmegaConf.to_container(cfg[group], resolve=True).items()
+        if isinstance(value, (int, float, str, bool)) and not key.startswith("_")
+    } | {"prompt.method": type(training.module.prompted_lm.prompt).__name__, "seed": cfg.seed}
+    shown = ("test/accuracy", "test/macro_f1", "test/loss", training.checkpoint.monitor)
+    for logger in training.trainer.loggers:
+        if isinstance(logger, L.pytorch.loggers.TensorBoardLogger):
+            logger.log_hyperparams(settings, {name: metrics.get(name, float("nan")) for name in shown})
+            logger.save()
+
+
+def speed_of(trainer: L.Trainer) -> Speed:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, Speed))
+
+
+main = command("train", train)
+
+if __name__ == "__main__":
+    main()

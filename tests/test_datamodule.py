@@ -1,0 +1,199 @@
+"""From a user's file to batches: what is read, what is learned, what is cut, what is held out."""
+
+import pickle
+from collections import Counter
+
+import pytest
+import torch
+
+from ptlit.data import ClassificationData, LabelWords, Template
+from ptlit.data.example import NOT_LEARNED, encode
+from ptlit.mistake import UserMistake
+from tiny import byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+
+
+def write(file, count=100):
+    lines = [f"this is text number {i},{'good' if i % 4 else 'bad'},note {i}" for i in range(count)]
+    file.write_text("text,label,remark\n" + "\n".join(lines) + "\n")
+    return file
+
+
+def data_of(path, **options):
+    data = ClassificationData(tokenizer=TOKENIZER, path=str(path), **options)
+    data.setup()
+    return data
+
+
+@pytest.fixture
+def file(tmp_path):
+    return write(tmp_path / "mine.csv")
+
+
+def test_one_file_is_split_without_losing_a_row(file):
+    data = data_of(file)
+    assert {split: len(rows) for split, rows in data.rows.items()} == {
+        "train": 79,
+        "val": 10,
+        "test": 11,
+    } or {split: len(rows) for split, rows in data.rows.items()} == {"train": 80, "val": 10, "test": 10}
+    texts = [row["text"] for rows in data.rows.values() for row in rows]
+    assert len(set(texts)) == 100
+    for split in ("val", "test"):
+        assert {row["label"] for row in data.rows[split]} == {0, 1}
+    assert data_of(file).rows == data.rows != data_of(file, seed=1).rows
+    assert "set aside" in data.summary()["notes"][0]
+
+
+def test_copies_never_land_in_two_splits(tmp_path):
+    file = tmp_path / "copies.csv"
+    lines = [
+        f"{text},{'ab'[i % 2]}" for i in range(60) for text in (f"Text {i}!", f"text {i}", f"TEXT  {i} .")
+    ]
+    file.write_text("text,label\n" + "\n".join(lines) + "\n")
+    summary = data_of(file).summary()
+    assert [split["also_in_train"] for split in summary["splits"].values()] == [0, 0, 0]
+    assert all(split["rows"] % 3 == 0 for split in summary["splits"].values())
+
+
+def test_given_splits_are_taken_as_they_are(tmp_path, file):
+    val = write(tmp_path / "val.csv", 7)
+    data = data_of(file, val_path=str(val))
+    assert len(data.rows["val"]) == 7
+    assert data.summary()["splits"]["val"]["also_in_train"] > 0
+
+
+def test_label_words_are_found_or_declared(file):
+    assert data_of(file).label_words.names == ("bad", "good")
+    declared = data_of(file, label_words={"good": " yes", "bad": " no"})
+    assert declared.label_words.names == ("good", "bad")
+    row = declared.encoded["train"][0]
+    learned = [token for token in row["labels"] if token != NOT_LEARNED]
+    assert tuple(learned) == declared.label_words.token_ids[row["label"]]
+    assert TOKENIZER.decode(learned) in (" yes", " no")
+    with pytest.raises(UserMistake, match="line 2: the label 'bad' is none of good, fine"):
+        data_of(file, label_words={"good": " yes", "fine": " no"})
+
+
+def test_a_label_that_training_never_shows_is_a_bad_row(tmp_path, file):
+    val = tmp_path / "val.csv"
+    val.write_text("text,label,remark\na,good,\nb,ugly,\n")
+    with pytest.raises(UserMistake, match="val.csv has 1 bad row: line 3: the label 'ugly'"):
+        data_of(file, val_path=str(val))
+    assert data_of(file, val_path=str(val), on_bad_row="skip").summary()["splits"]["val"]["skipped"] == 1
+
+
+def test_words_that_begin_others_get_an_end():
+    words = LabelWords.make(["pos", "positive"], TOKENIZER)
+    assert words.ends_with_eos
+    assert all(ids[-1] == TOKENIZER.eos_token_id for ids in words.token_ids)
+    row = encode(
+        Template("{text}:").example("x", target=words.words[0], ends_with_eos=True), TOKENIZER, max_length=50
+    )
+    assert tuple(row["labels"][-len(words.token_ids[0]) :]) == words.token_ids[0]
+    assert not LabelWords.make(["good", "bad"], TOKENIZER).ends_with_eos
+    with pytest.raises(UserMistake, match="'a' and 'b' are the same tokens"):
+        LabelWords.make(["a", "b"], TOKENIZER, words=["same", "same"])
+
+
+@pytest.mark.parametrize("template", ["Tweet: {text}\nSentiment:", "{text}\n", "{text} => ", "{{{text}}}"])
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_inference_reads_the_tokens_of_training(template, adds_bos):
+    tokenizer = byte_tokenizer(adds_bos)
+    template = Template(template)
+    words = LabelWords.make(["bad", "good"], tokenizer, lead=template.lead)
+    training = encode(template.example("Hä? ", target=words.words[1], label=1), tokenizer, 100)
+    inference = encode(template.example("Hä? "), tokenizer, 100)
+    read = len(inference["input_ids"])
+    assert training["input_ids"] == inference["input_ids"] + list(words.token_ids[1])
+    assert training["labels"] == [NOT_LEARNED] * read + list(words.token_ids[1])
+    assert inference["labels"] == [NOT_LEARNED] * read
+    assert (inference["input_ids"][0] == tokenizer.bos_token_id) is adds_bos
+    assert inference["input_ids"].count(tokenizer.bos_token_id) == adds_bos
+
+
+def test_braces_and_columns_in_a_template(file):
+    data = data_of(file, template="{{{remark}}} {text}:")
+    assert TOKENIZER.decode(data.encoded["train"][0]["input_ids"]).startswith("{note ")
+    with pytest.raises(UserMistake, match=r"names the field \{remrk\}.*choose from remark, text"):
+        data_of(file, template="{remrk} {text}")
+    for broken in ("no text", "{text} {text}", "{text", "{text!r}", ""):
+        with pytest.raises(UserMistake, match="data.template"):
+            data_of(file, template=broken)
+
+
+@pytest.mark.parametrize("length", [20, 21, 22, 23, 24, 60])
+def test_the_text_gives_way_from_its_end(length):
+    template = Template("Tweet: {text}\nMood:")
+    row = encode(template.example("äöü" * 30, target=" good"), TOKENIZER, length)
+    text = TOKENIZER.decode(row["input_ids"])
+    assert length - 1 <= len(row["input_ids"]) <= length  # an ä is two tokens
+    kept = text.removeprefix("Tweet: ").removesuffix("\nMood: good")
+    assert text == f"Tweet: {kept}\nMood: good" and ("äöü" * 30).startswith(kept)
+    with pytest.raises(UserMistake, match="take 18 tokens without any text, but data.max_length is 17"):
+        encode(template.example("äöü" * 30, target=" good"), TOKENIZER, 17)
+
+
+def test_cut_rows_are_counted(file):
+    data = data_of(file, max_length=40)
+    summary = data.summary()["splits"]["train"]
+    assert 0 < summary["truncated"] <= summary["rows"]
+    assert max(len(row["input_ids"]) for row in data.encoded["train"]) == 40
+
+
+def test_limits_are_stratified_and_the_same_for_the_same_seed(file):
+    data = data_of(file, limit=20, val_limit=2)
+    assert Counter(row["label"] for row in data.rows["train"]) == {0: 5, 1: 15}
+    assert Counter(row["label"] for row in data.rows["val"]) == {0: 1, 1: 1}
+    assert data.rows == data_of(file, limit=20, val_limit=2).rows
+    larger = data_of(file, limit=30)
+    assert all(row in larger.rows["train"] for row in data.rows["train"])
+
+
+def test_a_batch_points_back_to_its_rows(file):
+    data = data_of(file)
+    data.setup("fit")  # nothing is read twice
+    for loader, split in ((data.train_dataloader(), "train"), (data.test_dataloader(), "test")):
+        for batch in loader:
+            assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
+            assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["labels"].shape
+            for i, row in enumerate(batch["row"].tolist()):
+                ids = batch["input_ids"][i, : batch["attention_mask"][i].sum()]
+                assert data.rows[split][row]["text"] in TOKENIZER.decode(ids)
+                assert data.rows[split][row]["label"] == batch["label"][i]
+                assert (batch["labels"][i][batch["attention_mask"][i] == 0] == NOT_LEARNED).all()
+
+
+def test_it_pickles(file):
+    data = data_of(file)
+    again = pickle.loads(pickle.dumps(data))
+    one, other = next(iter(data.train_dataloader())), next(iter(again.train_dataloader()))
+    assert torch.equal(one["input_ids"], other["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("batch_size", 0), ("eval_batch_size", -1), ("max_length", 0), ("limit", 0), ("num_workers", -1)]
+    + [("on_bad_row", "ignore"), ("label_words", {"one": " one"})],
+)
+def test_a_wrong_option_is_named_before_anything_is_read(key, value):
+    with pytest.raises(UserMistake, match=f"data.{key}="):
+        ClassificationData(tokenizer=TOKENIZER, path="nowhere.csv", **{key: value})
+
+
+def test_one_label_only_and_too_few_rows_are_mistakes(tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text("text,label\na,x\nb,x\nc,x\n")
+    with pytest.raises(UserMistake, match="every row has the label 'x'"):
+        data_of(file)
+    file.write_text("text,label\na,x\nb,y\n")
+    with pytest.raises(UserMistake, match="too few rows"):
+        data_of(file)
+
+
+def test_bundled_tweets_carry_their_topic():
+    data = data_of("bundled_tweets", subset="claritin", limit=50)
+    assert {row["group"] for row in data.rows["train"]} == {"claritin"}
+    assert len(data.rows["train"]) == 50
+    assert data.label_words.names == ("negative", "neutral", "positive")

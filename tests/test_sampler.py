@@ -1,0 +1,154 @@
+"""Order of batches: a function of seed and epoch, complete, shared out among ranks, and resumable."""
+
+import random
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from ptlit.data import sampler as sampler_file
+from ptlit.data.collate import Collate, IndexedRow
+from ptlit.data.loader import ResumableLoader
+from ptlit.data.sampler import LengthBucketedBatches
+
+LENGTHS = random.Random(0).choices(range(3, 60), k=203)
+
+
+def batches_of(rank, world_size, monkeypatch, **options):
+    monkeypatch.setattr(sampler_file, "_rank_and_world_size", lambda: (rank, world_size))
+    sampler = LengthBucketedBatches(LENGTHS, 8, **options)
+    batches = list(sampler)
+    assert len(sampler) == len(batches)
+    return batches
+
+
+def make_loader(num_workers=0, seed=1):
+    rows = [
+        IndexedRow(input_ids=[5] * length, labels=[-100] * length, label=0, row=i)
+        for i, length in enumerate(LENGTHS)
+    ]
+    return ResumableLoader(
+        rows, LengthBucketedBatches(LENGTHS, 8, seed=seed), Collate(0), num_workers=num_workers, seed=seed
+    )
+
+
+def seen(loader):
+    return [batch["row"].tolist() for batch in loader]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_row_once_per_epoch(shuffle):
+    batches = LengthBucketedBatches(LENGTHS, 8, shuffle=shuffle)
+    assert sorted(row for batch in batches for row in batch) == list(range(203))
+    assert len(batches) == len(list(batches)) == 26
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    one, other = LengthBucketedBatches(LENGTHS, 8, seed=1), LengthBucketedBatches(LENGTHS, 8, seed=1)
+    torch.rand(3)
+    assert list(one) == list(other)
+    other.set_epoch(1)
+    assert list(one) != list(other)
+    assert list(one) != list(LengthBucketedBatches(LENGTHS, 8, seed=2))
+
+
+def test_rows_of_a_batch_are_of_like_length():
+    def padding(batches):
+        return sum(max(LENGTHS[i] for i in b) * len(b) - sum(LENGTHS[i] for i in b) for b in batches)
+
+    order = torch.randperm(203, generator=torch.Generator().manual_seed(0)).tolist()
+    by_chance = [order[i : i + 8] for i in range(0, 203, 8)]
+    assert padding(LengthBucketedBatches(LENGTHS, 8)) < 0.2 * padding(by_chance)
+
+
+def test_the_partial_batch_can_be_dropped():
+    batches = list(LengthBucketedBatches(LENGTHS, 8, drop_last=True))
+    assert len(batches) == 25 and {len(batch) for batch in batches} == {8}
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7, 40])
+def test_ranks_share_out_the_training_rows_equally(monkeypatch, world_size):
+    ranks = [batches_of(rank, world_size, monkeypatch) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert {row for batches in ranks for batch in batches for row in batch} == set(range(203))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_ranks_evaluate_every_row_exactly_once(monkeypatch, world_size):
+    ranks = [batches_of(rank, world_size, monkeypatch, shuffle=False) for rank in range(world_size)]
+    assert sorted(row for batches in ranks for batch in batches for row in batch) == list(range(203))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_loader_goes_on_where_another_stopped(num_workers):
+    whole = make_loader()
+    whole.batches.set_epoch(3)
+    expected = seen(whole)
+
+    stopped = make_loader()
+    stopped.batches.set_epoch(3)
+    iterator = iter(stopped)
+    first = [next(iterator)["row"].tolist() for _ in range(10)]
+    state = stopped.state_dict()
+
+    resumed = make_loader(num_workers)
+    resumed.load_state_dict(state)
+    rest = iter(resumed)
+    resumed.batches.set_epoch(3)
+    assert first + [batch["row"].tolist() for batch in rest] == expected
+    assert len(resumed) == len(expected)
+    assert seen(resumed) == expected  # only once
+
+
+def test_a_finished_epoch_is_followed_by_a_whole_one():
+    finished = make_loader()
+    seen(finished)
+    resumed = make_loader()
+    resumed.load_state_dict(finished.state_dict())
+    resumed.batches.set_epoch(1)
+    assert len(seen(resumed)) == 26
+
+
+def test_iterating_leaves_the_global_generator_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    seen(make_loader())
+    assert torch.equal(torch.rand(1), expected)
+
+
+class Recorder(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen = []
+
+    def training_step(self, batch):
+        self.seen.append((self.current_epoch, batch["row"].tolist()))
+        return self.weight.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("stop", "limit"), [(35, 1.0), (26, 1.0), (10, 5), (12, 5)])
+def test_lightning_resumes_with_the_very_next_batch(tmp_path, stop, limit):
+    def fit(checkpoint=None):
+        module = Recorder()
+        trainer = lightning.Trainer(
+            max_steps=60,
+            limit_train_batches=limit,
+            callbacks=[ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=stop, save_top_k=-1)],
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(module, make_loader(), ckpt_path=checkpoint, weights_only=True)
+        return module.seen
+
+    expected = fit()
+    assert fit(tmp_path / f"step={stop}.ckpt") == expected[stop:]

@@ -1,0 +1,195 @@
+"""Every mistake in a user's file is named with its place."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from ptlit.data.formats import READERS, read_table
+from ptlit.data.rows import Columns, clean_rows
+from ptlit.data.sources import read_splits
+from ptlit.mistake import UserMistake
+
+COLUMNS = Columns("text", "label")
+ROWS = [{"text": "a, b", "label": "x"}, {"text": 'say "hi"\nthere', "label": "y"}]
+
+
+def rows_of(file, labels=None, on_bad_row="error", encoding=None):
+    return clean_rows(read_table(file, encoding), COLUMNS, labels, on_bad_row)
+
+
+def write(folder, suffix):
+    file = folder / f"data{suffix}"
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), file)
+    elif suffix == ".json":
+        file.write_text(json.dumps(ROWS))
+    elif suffix == ".jsonl":
+        file.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
+    else:
+        mark = "\t" if suffix == ".tsv" else ","
+        file.write_text(f'text{mark}label\n"a, b"{mark}x\n"say ""hi""\nthere"{mark}y\n')
+    return file
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_every_format_gives_the_same_rows(tmp_path, suffix):
+    rows, skipped = rows_of(write(tmp_path, suffix))
+    assert [{"text": row["text"], "label": row["label"]} for row in rows] == ROWS
+    assert skipped == 0
+
+
+BAD = {
+    "empty text": (b"text,label\ngood,x\n  ,x\n", "line 3: empty text"),
+    "no label": (b"text,label\ngood,x\nbad,\n", "line 3: no label"),
+    "ragged": (b"text,label\ngood,x\nbad,x,y\n", "line 3: 3 fields where the header has 2"),
+    "short": (b"text,label\ngood,x\nbad\n", "line 3: 1 fields"),
+    "undecodable": (b"text,label\ngood,x\nb\xe4d,x\n", "line 3: bytes that do not fit the encoding"),
+    "nul": (b"text,label\ngood,x\nb\0d,x\n", "line 3: a NUL byte"),
+    "unknown label": (b"text,label\ngood,x\nbad,z\n", "line 3: the label 'z' is none of x, y"),
+    "open quote": (b'text,label\ngood,x\n"bad,x\nalso good,y\n', "line 3: broken CSV"),
+    "after a long row": (b'text,label\n"go\n\nod",x\n,x\n', "line 5: empty text"),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), BAD.values(), ids=BAD)
+def test_a_bad_csv_row_is_named_and_can_be_skipped(tmp_path, content, expected):
+    file = tmp_path / "mine.csv"
+    file.write_bytes(content)
+    with pytest.raises(UserMistake, match=expected) as caught:
+        rows_of(file, ["x", "y"])
+    assert str(file) in str(caught.value) and "1 bad row:" in str(caught.value)
+    rows, skipped = rows_of(file, ["x", "y"], on_bad_row="skip")
+    assert skipped == 1 and rows[0]["label"] == "x"
+
+
+def test_a_quote_left_open_costs_one_row_only(tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text('text,label\n"bad,x\n' + "good,y\n" * 20)
+    rows, skipped = rows_of(file, on_bad_row="skip")
+    assert len(rows) == 20 and skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b'{"text": "bad"', "line 2: broken JSON"),
+        (b'["bad"]', "line 2: not a JSON object"),
+        (b'{"txt": "bad", "label": "x"}', r"line 2: has no column 'text' \(nearest: 'txt'\)"),
+        (b'{"text": "bad", "label": null}', "line 2: no label"),
+        (b'{"text": ["bad"], "label": "x"}', "line 2: the text is a list"),
+        (b'{"text": "b\xe4d", "label": "x"}', "line 2: bytes that do not fit"),
+        (b'{"text": "b\\u0000d", "label": "x"}', "line 2: a NUL byte"),
+    ],
+)
+def test_a_bad_json_line_is_named(tmp_path, line, expected):
+    file = tmp_path / "mine.jsonl"
+    file.write_bytes(b'{"text": "good", "label": 1}\n' + line + b"\n")
+    with pytest.raises(UserMistake, match=expected):
+        rows_of(file)
+    rows, skipped = rows_of(file, on_bad_row="skip")
+    assert rows[0]["label"] == "1" and skipped == 1
+
+
+def test_five_bad_rows_are_shown_and_all_are_counted(tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text("text,label\ngood,x\n" + ",x\n" * 8)
+    with pytest.raises(UserMistake, match="8 bad rows.*line 7.*and 3 more") as caught:
+        rows_of(file)
+    assert "line 8" not in str(caught.value)
+
+
+def test_all_rows_bad_is_a_mistake_even_when_skipping(tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text("text,label\n,x\n,y\n")
+    with pytest.raises(UserMistake, match="No row is left"):
+        rows_of(file, on_bad_row="skip")
+
+
+def test_a_missing_column_is_named_with_the_nearest(tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text("texts,label\na,x\n")
+    with pytest.raises(UserMistake, match=r"no column 'text' \(nearest: 'texts'\); set data.text_column"):
+        rows_of(file, on_bad_row="skip")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"text,label\n"])
+def test_an_empty_file_is_a_mistake(tmp_path, content):
+    file = tmp_path / "mine.csv"
+    file.write_bytes(content)
+    with pytest.raises(UserMistake, match="mine.csv is empty"):
+        rows_of(file)
+
+
+def test_an_encoding_can_be_named(tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_bytes("text,label\nschön,x\n".encode("utf-16"))
+    with pytest.raises(UserMistake, match="set data.encoding"):
+        rows_of(file)
+    assert rows_of(file, encoding="utf-16")[0][0]["text"] == "schön"
+    with pytest.raises(UserMistake, match="no encoding"):
+        rows_of(file, encoding="utf-99")
+
+
+def test_an_excel_byte_order_mark_is_no_part_of_the_header(tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_bytes(b"\xef\xbb\xbftext,label\na,x\n")
+    assert rows_of(file)[0][0]["text"] == "a"
+
+
+def test_broken_json_and_parquet_files_are_named(tmp_path):
+    for name in ("mine.json", "mine.parquet"):
+        (tmp_path / name).write_text("[{")
+        with pytest.raises(UserMistake, match=name):
+            read_table(tmp_path / name)
+
+
+def test_a_folder_of_splits(tmp_path):
+    for name in ("train.csv", "dev.csv", "test.csv", "notes.csv"):
+        (tmp_path / name).write_text(f"text,label\n{name},x\n")
+    tables = read_splits(str(tmp_path))
+    assert {split: table.records[0][1]["text"] for split, table in tables.items()} == {
+        "train": "train.csv",
+        "val": "dev.csv",
+        "test": "test.csv",
+    }
+    (tmp_path / "validation.csv").write_text("text,label\na,x\n")
+    with pytest.raises(UserMistake, match="keep one for val"):
+        read_splits(str(tmp_path))
+    (tmp_path / "train.csv").unlink()
+    (tmp_path / "validation.csv").unlink()
+    with pytest.raises(UserMistake, match="no training file"):
+        read_splits(str(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["nowhere.csv", "./nowhere"])
+def test_a_missing_file_is_a_mistake(path):
+    with pytest.raises(UserMistake, match="There is no file"):
+        read_splits(path)
+
+
+def test_a_name_that_is_nothing_at_all_is_one_sentence(monkeypatch):
+    import datasets
+
+    def offline(name, subset):
+        raise ConnectionError("Couldn't reach 'nowhere' on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(UserMistake, match="data.path=nowhere is no file or folder here.*Couldn't reach"):
+        read_splits("nowhere")
+
+
+def test_hub_labels_get_their_names_and_secret_labels_are_no_split(monkeypatch):
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features)
+    secret = datasets.Dataset.from_dict({"text": ["a"], "label": [-1]}, features)
+    found = datasets.DatasetDict({"train": rows, "validation": rows, "test": secret})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, subset: found)
+    tables = read_splits("somebody/something")
+    assert list(tables) == ["train", "val"]
+    assert [record["label"] for _, record in tables["train"].records] == ["yes", "no"]
