@@ -3,13 +3,14 @@
 There is no schema to maintain: the signature of what a node names says which options it has, and of what type.
 """
 
+import difflib
 import importlib
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
@@ -20,10 +21,10 @@ Options = dict[str, Any]
 
 PARTS = ("model", "data", "prompt", "optim", "schedule", "trainer")  # each of these names one thing
 BOXES = ("callbacks", "logger")  # each of these holds any number of named things
+SPREAD = ("experiment", "hydra", "sweep")  # groups that write all over the config and have no key of their own
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 RULES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "seed": (lambda value: value >= 0, "must be 0 or more"),
     "optim.lr": (lambda value: 0 < value < math.inf, "must be above 0"),
     "schedule.num_warmup_steps": (lambda value: value >= 0, "must be 0 or more"),
     "trainer.max_steps": (lambda value: value >= 1 or value == -1, "must be 1 or more, or -1 for no limit"),
@@ -46,21 +47,21 @@ def check(cfg: DictConfig, config_name: str = "train") -> None:
 def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
     """All that can be told without knowing the machine that the run will be on."""
     mistakes: list[str] = []
-    tree = {str(key): plain(cfg, str(key), node, mistakes) for key, node in raw(cfg).items()}
-    known = root_keys(config_name)
-    for key, value in tree.items():
-        if key not in known:
-            mistakes.append(f"{key} is not a key of this config: {guess(key, known)}")
-        elif value == MISSING:
-            mistakes.append(f"{key} has no value: give {key}=...")
-        elif key == "seed" and (not isinstance(value, int) or isinstance(value, bool)):
-            mistakes.append(f"seed={shown(value)} must be a whole number, 0 or more.")
-        elif key in BOXES:
-            for name, node in (value or {}).items():
-                mistakes += node_mistakes(f"{key}.{name}", node)
-        elif key in PARTS:
-            mistakes += node_mistakes(key, value) or trial_mistakes(key, value)
-    return list(dict.fromkeys(mistakes + rule_mistakes(tree)))
+    tree = {str(key): plain(cfg, str(key), node, mistakes) for key, node in raw(cfg).items() if key != "hydra"}
+    known, chosen = root_keys(config_name)
+    mistakes += [f"{key} is not a key of this config: {guess(key, known)}" for key in tree if key not in known]
+    mistakes += [f"{key} has no value: give {key}=..." for key, value in tree.items() if value == MISSING]
+    for part in PARTS:
+        if part in tree or part in chosen:
+            found = node_mistakes(part, tree.get(part)) + rule_mistakes(part, tree.get(part))
+            mistakes += found + trial_mistakes(part, tree.get(part), found)
+    for box in BOXES:
+        for name, node in (tree.get(box) or {}).items():
+            mistakes += node_mistakes(f"{box}.{name}", node) if node is not None else []
+    seed = tree.get("seed", 0)
+    if seed != MISSING and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
+        mistakes.append(f"seed={shown(seed)} must be a whole number, 0 or more.")
+    return list(dict.fromkeys(mistakes))
 
 
 def device_mistakes(cfg: DictConfig) -> list[str]:
@@ -78,11 +79,13 @@ def device_mistakes(cfg: DictConfig) -> list[str]:
     return []
 
 
-def root_keys(config_name: str) -> list[str]:
-    """Groups are folders, and the primary file names the rest."""
-    groups = [folder.name for folder in sorted(conf_folder().iterdir()) if folder.is_dir()]
+def root_keys(config_name: str) -> tuple[list[str], list[str]]:
+    """The keys a config can have, and which of them are groups that it does choose from."""
     primary = OmegaConf.load(conf_folder() / f"{config_name}.yaml")
-    return groups + [str(key) for key in primary if key not in ("defaults", "hydra")]
+    groups = [folder.name for folder in sorted(conf_folder().iterdir()) if folder.is_dir()]
+    chosen = [str(key) for entry in primary.get("defaults", []) if OmegaConf.is_dict(entry) for key in entry]
+    known = [*groups, *(str(key) for key in primary if key != "defaults")]
+    return [key for key in known if key not in SPREAD], chosen
 
 
 def raw(cfg: DictConfig) -> dict[Any, Any]:
@@ -111,7 +114,9 @@ def plain(cfg: DictConfig, path: str, value: Any, mistakes: list[str]) -> Any:
 
 def node_mistakes(path: str, node: Any) -> list[str]:
     """A node's own mistakes, and those of the nodes inside it."""
-    if node is None or node is LATER:
+    if node is None:
+        return [] if path == "schedule" else [f"{path} is left out: give {path}=... (a file of conf/{path})."]
+    if node is LATER:
         return []
     if not isinstance(node, dict):
         return [f"{path}={shown(node)} must be a mapping with a _target_."]
@@ -127,8 +132,8 @@ def node_mistakes(path: str, node: Any) -> list[str]:
         for mistake in node_mistakes(name, value)
     ]
     try:
-        target = get_object(str(node["_target_"]))
-    except Exception as error:  # whatever importing a user's own module raises
+        target = locate(str(node["_target_"]))
+    except Exception as error:  # importing a user's own module can raise anything
         return [*mistakes, f"{path}._target_={node['_target_']} {target_trouble(str(node['_target_']), error)}"]
     if not callable(target):
         return [*mistakes, f"{path}._target_={node['_target_']} is not a class or a function."]
@@ -153,23 +158,31 @@ def start_mistakes(init: Any) -> list[str]:
     return [mistake.replace("from_", "from") for mistake in mistakes]
 
 
+def locate(target: str) -> Any:
+    """What a dotted path names, its modules imported on the way."""
+    parts = target.split(".")
+    found = importlib.import_module(parts[0])
+    for index, part in enumerate(parts[1:], 1):
+        if not hasattr(found, part):
+            importlib.import_module(".".join(parts[: index + 1]))
+        found = getattr(found, part)
+    return found
+
+
 def target_trouble(target: str, error: Exception) -> str:
     """Why a `_target_` cannot be had: another name was meant, or its module fails on import."""
     module, _, name = target.rpartition(".")
     try:
-        offered = [each for each in dir(importlib.import_module(module)) if not each.startswith("_")]
+        offered = [each for each in dir(locate(module)) if not each.startswith("_")]
     except Exception:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        return f"cannot be imported: {reason.rstrip('.')}."
-    import difflib
-
+        return f"cannot be imported: {str(error).splitlines()[0].rstrip('.')}."
     near = difflib.get_close_matches(name, offered, n=1)
     return f"does not exist: did you mean {module}.{near[0]}?" if near else f"does not exist in {module}."
 
 
-def trial_mistakes(path: str, node: Any) -> list[str]:
+def trial_mistakes(path: str, node: Any, found: Sequence[str]) -> list[str]:
     """What the constructor itself objects to, learned by calling it with stand-ins: nothing is allocated or read."""
-    if path not in ("data", "prompt", "optim") or not isinstance(node, dict):
+    if path not in ("data", "prompt", "optim") or not isinstance(node, dict) or f"{path}._target_=" in "".join(found):
         return []
     import torch
 
@@ -180,8 +193,9 @@ def trial_mistakes(path: str, node: Any) -> list[str]:
         "prompt": {"shape": LMShape(64, 2, 2, 32, None)},
         "optim": {"params": [torch.nn.Parameter(torch.empty(1))]},
     }[path]
+    target, mistakes = locate(node["_target_"]), []
     options = {key: value for key, value in node.items() if key not in (*HYDRA_KEYS, "init") and value is not LATER}
-    target, mistakes = get_object(node["_target_"]), []
+    options = {key: value for key, value in options.items() if not any(key in named_by(each) for each in found)}
 
     def objection(options: Mapping[str, Any]) -> str | None:
         try:
@@ -191,33 +205,38 @@ def trial_mistakes(path: str, node: Any) -> list[str]:
             return str(mistake)
         except ValueError as error:
             return f"{path}: {' '.join(str(error).split()).rstrip('.')}."
-        except Exception:  # a part of one's own that wants more than stand-ins; it is built for real later
+        except Exception:  # it wants more than stand-ins, which says nothing about the config
             return None
-        return None
+        return ""
 
     # A constructor stops at its first objection. Leave out the option it is about, and listen for the next.
     while complaint := objection(options):
         mistakes.append(complaint)
-        cure = next((key for key in options if objection(without(options, key)) != complaint), None)
-        if cure is None:
+        cures = (key for key in options if objection(without(options, key)) not in (complaint, None))
+        options = without(options, next(cures, ""))
+        if complaint == objection(options):
             break
-        options = without(options, cure)
     return mistakes
+
+
+def named_by(mistake: str) -> str:
+    """The last key of the dotted path that a mistake begins with."""
+    return re.split(r"[=\s]", mistake, maxsplit=1)[0].rpartition(".")[2]
 
 
 def without(options: Mapping[str, Any], key: str) -> Options:
     return {name: value for name, value in options.items() if name != key}
 
 
-def rule_mistakes(tree: Mapping[str, Any]) -> list[str]:
+def rule_mistakes(part: str, node: Any) -> list[str]:
     """Numbers that are of the right type and still make no run."""
+    if not isinstance(node, dict):
+        return []
     mistakes = []
     for path, (right, sentence) in RULES.items():
-        part, _, key = path.partition(".")
-        value = tree[part].get(key) if key and isinstance(tree.get(part), dict) else tree.get(part)
+        value = node.get(path.removeprefix(f"{part}."))
         if isinstance(value, int | float) and not isinstance(value, bool) and not right(value):
             mistakes.append(f"{path}={value} {sentence}.")
-    trainer = tree.get("trainer")
-    if isinstance(trainer, dict) and trainer.get("max_steps") == -1 and trainer.get("max_epochs") == -1:
+    if part == "trainer" and node.get("max_steps") == -1 and node.get("max_epochs") == -1:
         mistakes.append("trainer.max_steps=-1 with trainer.max_epochs=-1 never ends: give one of them a number.")
     return mistakes

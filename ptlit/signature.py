@@ -126,41 +126,51 @@ def is_enum(kind: Any) -> bool:
     return inspect.isclass(kind) and issubclass(kind, enum.Enum)
 
 
-def choices(kind: type[enum.Enum]) -> list[Any]:
-    return [member.value for member in kind]
+def choices(kind: Any) -> list[Any]:
+    """The values of an enum or a Literal; of anything else none."""
+    if typing.get_origin(kind) is Literal:
+        return list(typing.get_args(kind))
+    return [member.value for member in kind] if is_enum(kind) else []
 
 
 def words(kind: Any) -> str:
     """What YAML may say for `kind`; empty where it can say nothing, because only the program can make one."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
-        enums = [each for each in inner if is_enum(each)]
-        inner = tuple(enums) + tuple(each for each in inner if each not in enums and not (enums and each is str))
-        said = list(dict.fromkeys(filter(None, map(words, inner))))
-        return " or ".join(said) if said != ["null"] else ""
+        return words_of_union(inner)
     if origin is typing.Annotated:
         return words(inner[0])
-    if origin is Literal:
-        return "one of " + ", ".join(map(shown, inner))
+    if origin is Literal or is_enum(kind):
+        return one_of(choices(kind))
     if (origin or kind) in MAPPINGS:
-        return "a mapping"
+        each = words(inner[1]) if inner else ""
+        return f"a mapping to {each}" if each else "a mapping"
     if (origin or kind) in LISTS:
-        fixed = origin is tuple and inner and inner[-1] is not Ellipsis
-        element = "" if fixed or not inner else words(inner[0])
-        of = f" of {len(inner)}" if fixed else f", each {element}" if element else ""
-        return f"a list{of}"
+        if origin is tuple and inner and inner[-1] is not Ellipsis:
+            return f"a list of {len(inner)}"
+        each = words(inner[0]) if inner else ""
+        return f"a list, each {each}" if each else "a list"
     if kind in WORDS:
         return WORDS[kind]
-    if is_enum(kind):
-        return "one of " + ", ".join(map(shown, choices(kind)))
     return "a path" if inspect.isclass(kind) and issubclass(kind, os.PathLike) else ""
+
+
+def words_of_union(kinds: tuple[Any, ...]) -> str:
+    offered = [choice for kind in kinds for choice in choices(kind)]
+    said = [one_of(offered)] if offered else []
+    said += [words(kind) for kind in kinds if not choices(kind) and not (kind is str and any(map(is_enum, kinds)))]
+    said = [each for each in dict.fromkeys(said) if each and not (each == WORDS[int] and WORDS[float] in said)]
+    return " or ".join(said) if said != ["null"] else ""
+
+
+def one_of(offered: list[Any]) -> str:
+    named = list(dict.fromkeys(map(shown, offered)))
+    return named[0] if len(named) == 1 else f"one of {', '.join(named)}"
 
 
 def ending(value: Any, kind: Any) -> str:
     """The end of a sentence about a misspelt choice: the one that was probably meant."""
-    members = (kind, *typing.get_args(kind))
-    offered = [each for member in members if typing.get_origin(member) is Literal for each in typing.get_args(member)]
-    offered += [each for member in members if is_enum(member) for each in choices(member)]
+    offered = [choice for each in (kind, *typing.get_args(kind)) for choice in choices(each)]
     near = difflib.get_close_matches(str(value), [str(choice) for choice in offered], n=1)
     return f": did you mean {near[0]}?" if near else "."
 
@@ -169,11 +179,15 @@ def guess(name: str, offered: Iterable[str], path: str = "") -> str:
     """The end of a sentence about an unknown name: the nearest one, or all there are."""
     offered, lead = list(offered), f"{path}." if path else ""
     near = difflib.get_close_matches(name, offered, n=1)
-    return f"did you mean {lead}{near[0]}?" if near else f"there is {', '.join(offered) or 'none'}."
+    return f"did you mean {lead}{near[0]}?" if near else f"known are {', '.join(offered)}."
 
 
 def shown(value: Any) -> str:
     """A value as one would type it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"[{', '.join(map(shown, value))}]" if isinstance(value, list) else str(value) or "''"
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {shown(each)}" for key, each in value.items()) + "}"
+    return str(value) or "''"
