@@ -1,6 +1,6 @@
 """check(): every mistake of a composed config, named at once and before anything is loaded.
 
-There is no schema to maintain: the signature of what a node names says which options it has, and of what type.
+There is no schema to maintain: the signature of what a node names says which options it has and their types.
 """
 
 import difflib
@@ -21,7 +21,7 @@ Options = dict[str, Any]
 
 PARTS = ("model", "data", "prompt", "optim", "schedule", "trainer")  # each of these names one thing
 BOXES = ("callbacks", "logger")  # each of these holds any number of named things
-SPREAD = ("experiment", "hydra", "sweep")  # groups that write all over the config and have no key of their own
+SPREAD = ("experiment", "hydra", "sweep")  # groups that write into the others and have no key of their own
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 RULES: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -47,9 +47,12 @@ def check(cfg: DictConfig, config_name: str = "train") -> None:
 def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
     """All that can be told without knowing the machine that the run will be on."""
     mistakes: list[str] = []
-    tree = {str(key): plain(cfg, str(key), node, mistakes) for key, node in raw(cfg).items() if key != "hydra"}
+    nodes = {str(key): node for key, node in raw(cfg).items() if key != "hydra"}
+    tree = {key: plain(cfg, key, node, mistakes) for key, node in nodes.items()}
     known, chosen = root_keys(config_name)
-    mistakes += [f"{key} is not a key of this config: {guess(key, known)}" for key in tree if key not in known]
+    mistakes += [
+        f"{key} is not a key of this config: {guess(key, known)}" for key in tree if key not in known
+    ]
     mistakes += [f"{key} has no value: give {key}=..." for key, value in tree.items() if value == MISSING]
     for part in PARTS:
         if part in tree or part in chosen:
@@ -75,16 +78,17 @@ def device_mistakes(cfg: DictConfig) -> list[str]:
     if not found:
         return [f"trainer.accelerator={wanted} asks for a GPU and none is found: use trainer=cpu."]
     if isinstance(count, int) and count > found:
-        return [f"trainer.devices={count} asks for more GPUs than the {found} found: use trainer.devices={found}."]
+        return [f"trainer.devices={count} is more than the GPUs found: use trainer.devices={found}."]
     return []
 
 
 def root_keys(config_name: str) -> tuple[list[str], list[str]]:
     """The keys a config can have, and which of them are groups that it does choose from."""
     primary = OmegaConf.load(conf_folder() / f"{config_name}.yaml")
+    assert isinstance(primary, DictConfig)
     groups = [folder.name for folder in sorted(conf_folder().iterdir()) if folder.is_dir()]
     chosen = [str(key) for entry in primary.get("defaults", []) if OmegaConf.is_dict(entry) for key in entry]
-    known = [*groups, *(str(key) for key in primary if key != "defaults")]
+    known = dict.fromkeys([*groups, *(str(key) for key in primary if key != "defaults")])
     return [key for key in known if key not in SPREAD], chosen
 
 
@@ -114,48 +118,65 @@ def plain(cfg: DictConfig, path: str, value: Any, mistakes: list[str]) -> Any:
 
 def node_mistakes(path: str, node: Any) -> list[str]:
     """A node's own mistakes, and those of the nodes inside it."""
-    if node is None:
-        return [] if path == "schedule" else [f"{path} is left out: give {path}=... (a file of conf/{path})."]
-    if node is LATER:
+    if node is LATER or node == MISSING or (node is None and path == "schedule"):
         return []
+    if node is None:
+        return [f"{path} is left out: give {path}=... (a file of conf/{path})."]
     if not isinstance(node, dict):
         return [f"{path}={shown(node)} must be a mapping with a _target_."]
     if "_target_" not in node:
         return [f"{path} has no _target_, so nothing says what it is."]
     options = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
-    inside = [(f"{path}.{key}", value) for key, value in options.items()]
-    inside += [(f"{name}[{i}]", each) for name, value in inside if isinstance(value, list) for i, each in enumerate(value)]
-    mistakes = [
-        mistake
-        for name, value in inside
-        if isinstance(value, dict) and "_target_" in value
-        for mistake in node_mistakes(name, value)
-    ]
-    try:
-        target = locate(str(node["_target_"]))
-    except Exception as error:  # importing a user's own module can raise anything
-        return [*mistakes, f"{path}._target_={node['_target_']} {target_trouble(str(node['_target_']), error)}"]
-    if not callable(target):
-        return [*mistakes, f"{path}._target_={node['_target_']} is not a class or a function."]
-    if path != "prompt":
-        return option_mistakes(path, options, target) + mistakes
-    return option_mistakes(path, options, target, apart=("init",)) + start_mistakes(options.get("init")) + mistakes
+    target, mistakes = find_target(path, str(node["_target_"]))
+    if target is not None:
+        mistakes += option_mistakes(path, options, target, apart=("init",) if path == "prompt" else ())
+    if path == "prompt":
+        mistakes += start_mistakes(options.get("init"))
+    for key, value in options.items():
+        for name, inner in [(key, value)] if isinstance(value, dict) else listed(key, value):
+            if isinstance(inner, dict) and "_target_" in inner:
+                mistakes += node_mistakes(f"{path}.{name}", inner)
+    return mistakes
+
+
+def listed(key: str, value: Any) -> list[tuple[str, Any]]:
+    return [(f"{key}[{index}]", each) for index, each in enumerate(value)] if isinstance(value, list) else []
 
 
 def start_mistakes(init: Any) -> list[str]:
-    """`prompt.init` is no node of its own: it is said to start_prompt, whose `from_` it calls `from`."""
+    """`prompt.init` has no _target_: it is said to start_prompt, whose `from_` it calls `from`."""
     from ptlit.prompt.init import STARTS, start_prompt
 
-    if init is None:
+    if init is None or init is LATER:
         return []
     if not isinstance(init, dict):
         return [f"prompt.init={shown(init)} must be a mapping: give prompt.init.from=..."]
     options = {"from_" if key == "from" else key: value for key, value in init.items()}
     mistakes = option_mistakes("prompt.init", options, start_prompt)
     start = options.get("from_")
-    if isinstance(start, str) and start != MISSING and start not in STARTS:
+    if isinstance(start, str) and start not in (*STARTS, MISSING):
         mistakes.append(f"prompt.init.from={start} is not a start: {guess(start, STARTS)}")
-    return [mistake.replace("from_", "from") for mistake in mistakes]
+    return [mistake.replace("from_", "from").replace("start_prompt", "prompt.init") for mistake in mistakes]
+
+
+def find_target(path: str, target: str) -> tuple[Any, list[str]]:
+    """What a `_target_` names; failing that what was meant, so that its options can be judged too."""
+    said = f"{path}._target_={target}"
+    try:
+        found = locate(target)
+        return (found, []) if callable(found) else (None, [f"{said} is not a class or a function."])
+    except Exception as error:  # importing a user's own module can raise anything
+        reason = (str(error) or repr(error)).splitlines()[0].rstrip(".")
+    module, _, name = target.rpartition(".")
+    try:
+        home = locate(module)
+    except Exception:
+        return None, [f"{said} cannot be imported: {reason}."]
+    offered = [each for each in dir(home) if not each.startswith("_") and callable(getattr(home, each))]
+    near = difflib.get_close_matches(name, offered, n=1)
+    if not near:
+        return None, [f"{said} does not exist: {reason}."]
+    return getattr(home, near[0]), [f"{said} does not exist: did you mean {module}.{near[0]}?"]
 
 
 def locate(target: str) -> Any:
@@ -169,33 +190,39 @@ def locate(target: str) -> Any:
     return found
 
 
-def target_trouble(target: str, error: Exception) -> str:
-    """Why a `_target_` cannot be had: another name was meant, or its module fails on import."""
-    module, _, name = target.rpartition(".")
-    try:
-        offered = [each for each in dir(locate(module)) if not each.startswith("_")]
-    except Exception:
-        return f"cannot be imported: {str(error).splitlines()[0].rstrip('.')}."
-    near = difflib.get_close_matches(name, offered, n=1)
-    return f"does not exist: did you mean {module}.{near[0]}?" if near else f"does not exist in {module}."
+def rule_mistakes(part: str, node: Any) -> list[str]:
+    """Numbers that are of the right type and still make no run."""
+    if not isinstance(node, dict):
+        return []
+    mistakes = []
+    for path, (right, sentence) in RULES.items():
+        value = node.get(path.removeprefix(f"{part}."))
+        if isinstance(value, int | float) and not isinstance(value, bool) and not right(value):
+            mistakes.append(f"{path}={value} {sentence}.")
+    if part == "trainer" and node.get("max_steps") == -1 and node.get("max_epochs") == -1:
+        mistakes.append("trainer.max_steps=-1 with trainer.max_epochs=-1 never ends: give one a number.")
+    return mistakes
 
 
 def trial_mistakes(path: str, node: Any, found: Sequence[str]) -> list[str]:
-    """What the constructor itself objects to, learned by calling it with stand-ins: nothing is allocated or read."""
-    if path not in ("data", "prompt", "optim") or not isinstance(node, dict) or f"{path}._target_=" in "".join(found):
+    """What the constructor objects to, learned by calling it with stand-ins: nothing is allocated or read."""
+    wrong = {re.split(r"[=\s]", mistake, maxsplit=1)[0].rpartition(".")[2] for mistake in found}
+    if path not in ("data", "prompt", "optim") or not isinstance(node, dict) or "_target_" in wrong:
+        return []
+    if "_target_" not in node:
         return []
     import torch
 
     from ptlit.lm import LMShape
 
-    stand_ins: Options = {
+    known: dict[str, Options] = {
         "data": {"tokenizer": None},
         "prompt": {"shape": LMShape(64, 2, 2, 32, None)},
         "optim": {"params": [torch.nn.Parameter(torch.empty(1))]},
-    }[path]
-    target, mistakes = locate(node["_target_"]), []
-    options = {key: value for key, value in node.items() if key not in (*HYDRA_KEYS, "init") and value is not LATER}
-    options = {key: value for key, value in options.items() if not any(key in named_by(each) for each in found)}
+    }
+    stand_ins, target, mistakes = known[path], locate(node["_target_"]), []
+    apart = {*HYDRA_KEYS, "init", *wrong}
+    options = {key: value for key, value in node.items() if key not in apart and value is not LATER}
 
     def objection(options: Mapping[str, Any]) -> str | None:
         try:
@@ -212,31 +239,12 @@ def trial_mistakes(path: str, node: Any, found: Sequence[str]) -> list[str]:
     # A constructor stops at its first objection. Leave out the option it is about, and listen for the next.
     while complaint := objection(options):
         mistakes.append(complaint)
-        cures = (key for key in options if objection(without(options, key)) not in (complaint, None))
-        options = without(options, next(cures, ""))
-        if complaint == objection(options):
+        cures = [key for key in options if objection(without(options, key)) not in (complaint, None)]
+        if not cures:
             break
+        options = without(options, cures[0])
     return mistakes
-
-
-def named_by(mistake: str) -> str:
-    """The last key of the dotted path that a mistake begins with."""
-    return re.split(r"[=\s]", mistake, maxsplit=1)[0].rpartition(".")[2]
 
 
 def without(options: Mapping[str, Any], key: str) -> Options:
     return {name: value for name, value in options.items() if name != key}
-
-
-def rule_mistakes(part: str, node: Any) -> list[str]:
-    """Numbers that are of the right type and still make no run."""
-    if not isinstance(node, dict):
-        return []
-    mistakes = []
-    for path, (right, sentence) in RULES.items():
-        value = node.get(path.removeprefix(f"{part}."))
-        if isinstance(value, int | float) and not isinstance(value, bool) and not right(value):
-            mistakes.append(f"{path}={value} {sentence}.")
-    if part == "trainer" and node.get("max_steps") == -1 and node.get("max_epochs") == -1:
-        mistakes.append("trainer.max_steps=-1 with trainer.max_epochs=-1 never ends: give one of them a number.")
-    return mistakes

@@ -83,27 +83,30 @@ class SoftPromptModule(L.LightningModule):
             self._prefix = self.prompted_lm.prefix()
         return self._prefix
 
-    def _start_judging(self) -> None:
+    def _start_judging(self, split: str) -> None:
         self._prefix = None
+        self.split_metrics[f"{split}_"].reset()
 
     def _log_metrics(self, split: str) -> None:
         self._prefix = None
-        metrics = self.split_metrics[f"{split}_"]
         shown = {"loss", "macro_f1", "perplexity"}
-        for name, value in metrics.compute().items():
+        for name, value in self.split_metrics[f"{split}_"].compute().items():
             self.log(f"{split}/{name}", value.float(), prog_bar=split == "val" and name in shown)
 
-    on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = _start_judging
+    def on_validation_epoch_start(self) -> None:
+        self._start_judging("val")
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
-        self.split_metrics["val_"].reset()
+
+    def on_test_epoch_start(self) -> None:
+        self._start_judging("test")
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
 
-    def on_test_start(self) -> None:
-        self.split_metrics["test_"].reset()
+    def on_predict_epoch_start(self) -> None:
+        self._prefix = None
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)

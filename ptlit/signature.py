@@ -1,4 +1,4 @@
-"""A mapping of options held against the signature of what it configures: names, presence and types, in plain words."""
+"""Options held against the signature of what they configure: names, presence and types, in plain words."""
 
 import collections.abc
 import contextlib
@@ -50,16 +50,17 @@ def option_mistakes(
             continue
         if key not in named:
             if not open_ended:
-                offered = [name for name in named if name not in LIVE and (words(kinds[name]) or name in values)]
+                offered = [name for name in named if name not in LIVE and words(kinds[name])]
                 mistakes.append(f"{full} is not an option of {target.__name__}: {guess(key, offered, path)}")
         elif isinstance(value, str) and value == MISSING:
-            mistakes.append(f"{full} has no value: give {full}=... ({words(kinds[key]) or 'a value'}).")
+            mistakes.append(f"{full} has no value: give {full}=... ({words(kinds[key]) or 'any value'}).")
         elif value is not LATER and value != named[key].default and fits(value, kinds[key]) is False:
             mistakes.append(f"{full}={shown(value)} must be {words(kinds[key])}{ending(value, kinds[key])}")
     for name, parameter in named.items():
         needed = parameter.default is parameter.empty and name not in values and name not in LIVE
         if needed and (words(kinds[name]) or kinds[name] is Any):
-            mistakes.append(f"{path}.{name} is missing: give {path}.{name}=... ({words(kinds[name]) or 'a value'}).")
+            kind = words(kinds[name]) or "any value"
+            mistakes.append(f"{path}.{name} is missing: give {path}.{name}=... ({kind}).")
     return mistakes
 
 
@@ -94,7 +95,7 @@ def fits(value: Any, kind: Any) -> bool | None:
     if kind in (str, bool):
         return isinstance(value, kind)
     if (origin or kind) in MAPPINGS:
-        return isinstance(value, dict) and (not inner or all(fits(each, inner[1]) is not False for each in value.values()))
+        return isinstance(value, dict) and fits_list(list(value.values()), dict, inner[1:])
     if (origin or kind) in LISTS:
         return isinstance(value, list) and fits_list(value, origin, inner)
     if is_enum(kind):
@@ -158,8 +159,11 @@ def words(kind: Any) -> str:
 def words_of_union(kinds: tuple[Any, ...]) -> str:
     offered = [choice for kind in kinds for choice in choices(kind)]
     said = [one_of(offered)] if offered else []
-    said += [words(kind) for kind in kinds if not choices(kind) and not (kind is str and any(map(is_enum, kinds)))]
-    said = [each for each in dict.fromkeys(said) if each and not (each == WORDS[int] and WORDS[float] in said)]
+    if any(map(is_enum, kinds)):  # the enum's names are all the text there is
+        kinds = tuple(kind for kind in kinds if kind is not str)
+    said += [words(kind) for kind in kinds if not choices(kind)]
+    implied = WORDS[int] if WORDS[float] in said else ""
+    said = [each for each in dict.fromkeys(said) if each not in ("", implied)]
     return " or ".join(said) if said != ["null"] else ""
 
 

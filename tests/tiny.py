@@ -1,7 +1,21 @@
-"""A tokenizer that fits in the head: one token per byte, BOS, EOS and padding."""
+"""Fakes that can be read: a tokenizer of one token per byte, and random LMs of two layers from real families."""
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+from ptlit.lm import FrozenLM
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 
@@ -19,3 +33,58 @@ def byte_tokenizer(adds_bos: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
     )
+
+
+ARCHITECTURES = ("gpt2", "llama", "qwen3", "bloom", "gemma3", "opt")
+
+
+def tiny_lm(name: str = "llama", layers: int = 2, vocabulary: int = 259, spread: float | None = None) -> FrozenLM:
+    """A random LM of one of the families, small enough to read: 2 layers, 32 wide, 4 heads (grouped where they can be).
+
+    `spread` is that of its weights: at 0.02, the usual one, its answers hardly depend on what it reads.
+    """
+    torch.manual_seed(0)
+    config = _config(name, layers, vocabulary)
+    if spread is not None:
+        config.initializer_range = spread
+    model = AutoModelForCausalLM.from_config(config)
+    return FrozenLM(model, byte_tokenizer())
+
+
+def _config(name: str, layers: int, vocabulary: int) -> PretrainedConfig:
+    ids = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    grouped = dict(
+        ids,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    )
+    match name:
+        case "gpt2":
+            return GPT2Config(**ids, n_embd=32, n_layer=layers, n_head=4, n_positions=256)
+        case "llama":
+            return LlamaConfig(**grouped)
+        case "qwen3":
+            return Qwen3Config(**grouped, head_dim=8)
+        case "bloom":
+            return BloomConfig(**ids, hidden_size=32, n_layer=layers, n_head=4)
+        case "gemma3":
+            return Gemma3TextConfig(**grouped, head_dim=8, sliding_window=16)
+        case "opt":
+            sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "max_position_embeddings": 256}
+            return OPTConfig(**ids, **sizes, num_hidden_layers=layers, num_attention_heads=4)
+    raise ValueError(name)
+
+
+def padded_rows(lengths: tuple[int, ...] = (14, 9, 5, 12), learned: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Random right-padded ids, their mask, and labels of which the last `learned` tokens of each row are learned."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 259, (len(lengths), max(lengths)), generator=generator)
+    places = torch.arange(max(lengths))
+    ends = torch.tensor(lengths)[:, None]
+    mask = (places < ends).long()
+    labels = ids.masked_fill((places >= ends) | (places < ends - learned), -100)
+    return ids * mask, mask, labels

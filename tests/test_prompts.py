@@ -1,0 +1,142 @@
+"""Counts of parameters that others have published, and options that must act or be refused."""
+
+import pytest
+import torch
+from methods import METHODS, make_prompt, method_options
+from peft import PromptEncoder, PromptEncoderConfig
+from peft.tuners.prefix_tuning import PrefixEncoder
+from peft import PrefixTuningConfig
+from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig
+
+from ptlit.lm import LMShape, measure_shape
+from ptlit.mistake import UserMistake
+from ptlit.prompt import PrefixProjection, PrefixTuning, PromptTuning, PtuningLstm, PtuningMlp, PtuningV2
+
+SHAPE = LMShape(hidden_size=24, num_layers=3, num_kv_heads=2, head_dim=6, max_positions=64)
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.fixture(scope="module")
+def bloomz_560m() -> torch.nn.Module:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16)
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "trainable", "everything"),
+    [
+        (PromptTuning, {"num_virtual_tokens": 8}, 8_192, 559_222_784),
+        (PtuningMlp, {"num_virtual_tokens": 20, "hidden_size": 128}, 300_288, 559_514_880),
+        (PtuningLstm, {"num_virtual_tokens": 20, "hidden_size": 128}, 1_926_400, 561_140_992),
+        (PrefixTuning, {"num_virtual_tokens": 20}, 983_040, 560_197_632),
+        (PtuningV2, {"num_virtual_tokens": 30}, 1_474_560, 560_689_152),
+        (PrefixProjection, {"num_virtual_tokens": 30, "hidden_size": 1024}, 51_461_120, 610_675_712),
+    ],
+)
+def test_bloomz_560m_counts(
+    bloomz_560m: torch.nn.Module, kind: type, options: dict[str, int], trainable: int, everything: int
+) -> None:
+    shape = measure_shape(bloomz_560m)
+    with torch.device("meta"):
+        prompt = kind(shape=shape, **options)
+    assert count(prompt) == trainable
+    assert count(prompt) + count(bloomz_560m) == everything
+    if kind is PtuningMlp:
+        assert 100 * trainable / everything == 0.05366935013417338
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "trainable"),
+    [
+        (PromptTuning, {"num_virtual_tokens": 200}, 614_400),
+        (PtuningMlp, {"num_virtual_tokens": 20, "hidden_size": 3072}, 28_382_208),
+        (PrefixTuning, {"num_virtual_tokens": 50}, 2_867_200),
+    ],
+)
+def test_llama_3b_counts(kind: type, options: dict[str, int], trainable: int) -> None:
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_hidden_layers=28,
+        num_attention_heads=24,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        shape = measure_shape(AutoModelForCausalLM.from_config(config))
+        assert count(kind(shape=shape, **options)) == trainable
+
+
+@pytest.mark.parametrize(("method", "kind"), [("ptuning_mlp", "MLP"), ("ptuning_lstm", "LSTM")])
+def test_encoder_is_pefts_with_the_same_weights(method: str, kind: str) -> None:
+    config = PromptEncoderConfig(
+        num_virtual_tokens=5,
+        token_dim=24,
+        encoder_hidden_size=16,
+        encoder_num_layers=2,
+        encoder_reparameterization_type=kind,
+        num_transformer_submodules=1,
+    )
+    theirs = PromptEncoder(config)
+    ours = make_prompt(method, SHAPE, num_virtual_tokens=5, hidden_size=16).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    torch.testing.assert_close(ours(), theirs(torch.arange(5)[None])[0])
+    assert {n for n, _ in ours.named_parameters()} == {n for n, _ in theirs.named_parameters()}
+
+
+@pytest.mark.parametrize(("method", "projection"), [("prefix_tuning", False), ("prefix_projection", True)])
+def test_prefix_is_pefts_with_the_same_weights(method: str, projection: bool) -> None:
+    config = PrefixTuningConfig(
+        num_virtual_tokens=5,
+        token_dim=12,
+        num_layers=3,
+        num_attention_heads=2,
+        encoder_hidden_size=16,
+        prefix_projection=projection,
+    )
+    theirs = PrefixEncoder(config)
+    ours = make_prompt(method, SHAPE, num_virtual_tokens=5, hidden_size=16)
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    rows = theirs(torch.arange(5)[None])[0].view(5, 6, 2, 6)  # PEFT's order: (P, 2 * L, K, D)
+    torch.testing.assert_close(ours()[1, 0], rows[:, 2])
+    torch.testing.assert_close(ours()[2, 1], rows[:, 5])
+    assert {n for n, _ in ours.named_parameters()} == {n for n, _ in theirs.named_parameters()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_option_acts(method: str) -> None:
+    """Another value gives other parameters, or another answer in training; nothing is accepted and ignored."""
+    _, options = method_options(method)
+    for option, value in options.items():
+        other = {"dropout": 0.4}.get(option, value + 1)
+        torch.manual_seed(0)
+        first = make_prompt(method, SHAPE, **{option: value}).train()
+        torch.manual_seed(0)
+        second = make_prompt(method, SHAPE, **{option: other}).train()
+        if count(first) == count(second):
+            assert not torch.equal(first(), second()), option
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("option", "value"), [("num_virtual_tokens", 0), ("hidden_size", 0), ("dropout", 1.0)])
+def test_impossible_sizes_are_refused_by_name(method: str, option: str, value: float) -> None:
+    if option in method_options(method)[1]:
+        with pytest.raises(UserMistake, match=rf"prompt\.{option}={value}"):
+            make_prompt(method, SHAPE, **{option: value})
+
+
+def test_dropout_between_the_layers_of_a_one_layer_lstm_is_refused() -> None:
+    with pytest.raises(UserMistake, match=r"prompt\.dropout=0\.1 .* prompt\.num_layers=1"):
+        PtuningLstm(SHAPE, num_layers=1, dropout=0.1)
+
+
+def test_deep_prompts_are_refused_where_layers_differ() -> None:
+    with pytest.raises(UserMistake, match="choose prompt_tuning"):
+        PrefixTuning(LMShape(24, 3, None, None, 64))
