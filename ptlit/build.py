@@ -35,8 +35,17 @@ def build(cfg: DictConfig) -> Training:
     check_room(module.prompted_lm, data.max_length)
     callbacks: dict[str, Callback] = {name: instantiate(node) for name, node in cfg.callbacks.items()}
     loggers: list[Logger] = [instantiate(node) for node in cfg.logger.values()]
-    trainer = instantiate(cfg.trainer, callbacks=list(callbacks.values()), logger=loggers, _convert_="all")
+    trainer = build_trainer(cfg, list(callbacks.values()), loggers)
     return Training(lm, data, module, trainer, callbacks["checkpoint"])
+
+
+def build_trainer(cfg: DictConfig, callbacks: list[Callback], loggers: list[Logger]) -> L.Trainer:
+    """A run shorter than the interval between validations is validated at its end."""
+    options = OmegaConf.to_container(cfg.trainer, resolve=True)
+    interval, steps = options["val_check_interval"], options["max_steps"]
+    if isinstance(interval, int) and 0 < steps < interval:
+        options["val_check_interval"] = steps * options["accumulate_grad_batches"]
+    return instantiate(options, callbacks=callbacks, logger=loggers)
 
 
 def build_module(cfg: DictConfig, lm: FrozenLM, data: ClassificationData) -> SoftPromptModule:

@@ -53,7 +53,9 @@ class FrozenLM(nn.Module):
             if parameter.is_floating_point():  # packed integer weights of quantised LMs cannot take the call
                 parameter.requires_grad_(False)
         self.shape = measure_shape(model)
-        self._keep_out_of_checkpoints()
+        self._register_state_dict_hook(_drop_keys)
+        self._register_load_state_dict_pre_hook(_remember_place, with_module=True)
+        self.register_load_state_dict_post_hook(_do_not_miss_keys)
 
     def train(self, mode: bool = True) -> "FrozenLM":
         return self
@@ -74,22 +76,21 @@ class FrozenLM(nn.Module):
         """The embeddings of `ids` as the LM's own first step makes them."""
         return self.model.get_input_embeddings()(ids)
 
-    def _keep_out_of_checkpoints(self) -> None:
-        """Strict loading stays on: the LM's keys are dropped on saving and not missed on loading."""
 
-        def drop(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
-            for key in [key for key in state if key.startswith(prefix)]:
-                del state[key]
+# Strict loading stays on: the LM's keys are dropped on saving and not missed on loading.
 
-        def remember_place(state: object, prefix: str, *rest: object) -> None:
-            self._place = prefix
 
-        def do_not_miss(module: nn.Module, keys: Any) -> None:
-            keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(self._place)]
+def _drop_keys(lm: nn.Module, state: dict[str, Tensor], place: str, metadata: object) -> None:
+    for key in [key for key in state if key.startswith(place)]:
+        del state[key]
 
-        self._register_state_dict_hook(drop)
-        self._register_load_state_dict_pre_hook(remember_place)
-        self.register_load_state_dict_post_hook(do_not_miss)
+
+def _remember_place(lm: FrozenLM, state: object, place: str, *rest: object) -> None:
+    lm.place = place
+
+
+def _do_not_miss_keys(lm: FrozenLM, keys: Any) -> None:
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(lm.place)]
 
 
 def measure_shape(model: PreTrainedModel) -> LMShape:
@@ -140,6 +141,7 @@ def _load_once(
         where_model = {**where, "attn_implementation": attn_implementation}
     else:
         where_model = where
+    print(f"Loading {name_or_path} ...", flush=True)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **where_model)
         tokenizer = AutoTokenizer.from_pretrained(source, **where)

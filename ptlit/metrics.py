@@ -30,6 +30,7 @@ class LabelMetrics(nn.Module):
         self.loss.update(-right / lengths, weight=lengths)
 
     def compute(self) -> dict[str, Tensor]:
+        self.confusion.compute()  # here, where every rank takes part; the metric remembers it for a picture
         return {"loss": self.loss.compute(), **self.scalars.compute()}
 
     def reset(self) -> None:

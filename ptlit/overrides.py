@@ -1,79 +1,262 @@
-"""preflight(): the mistakes of a command line, all at once and in our own words, before Hydra stops at the first.
+"""preflight(): the mistakes of a command line, all at once, before Hydra stops at the first.
 
-A sweep is judged by its values: each is tried once, with every other key at its first value.
+A sweep is judged by its values: each is tried once, while every other key keeps its first.
 """
 
-import difflib
-from collections.abc import Sequence
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ptlit.config import conf_folder, config_mistakes, device_mistakes
+from ptlit.config import conf_folder, config_mistakes, device_mistakes, locate
 from ptlit.mistake import UserMistake
 from ptlit.signature import guess
 
-LOCAL_LAUNCHERS = ("basic", "joblib")  # the others may run on a machine with other devices
+LOCAL_LAUNCHERS = ("basic", "joblib")  # the others may send a job to a machine with other devices
 VALUES_TRIED = 100  # of one swept key
+PROBLEMS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 
 
 @dataclass(frozen=True)
 class Wish:
-    """One override: its key, whether it names a group, and the override lines that it stands for."""
+    """One key of the command line and what it is to be: one value, or all those of a sweep."""
 
-    override: Override
     key: str
+    values: tuple[Override, ...]
     is_group: bool
-    lines: tuple[str, ...]  # one, or one a value of a sweep
 
 
 def preflight(argv: Sequence[str], config_name: str = "train") -> None:
     flags = get_args_parser().parse_args(list(argv))
-    asks = (flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion, flags.config_path)
-    if any(asks) or flags.experimental_rerun:
+    asks = (flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion)
+    if any(asks) or flags.config_path or flags.experimental_rerun:
         return
-    lines: list[str] = flags.overrides
+    lines = list(flags.overrides)
     if flags.config_dir:
-        lines = [*lines, f"hydra.searchpath=['file://{flags.config_dir}']"]
-    multirun = flags.multirun or any(line.lower() == "hydra.mode=multirun" for line in lines)
-    name = flags.config_name or config_name
-    with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=name):
-        if mistakes := command_line_mistakes(lines, name, multirun):
+        if not Path(flags.config_dir).is_dir():
+            raise UserMistake(f"--config-dir {flags.config_dir} is not a folder.")
+        lines.append(f"hydra.searchpath=['file://{Path(flags.config_dir).resolve()}']")
+    multirun = flags.multirun or "hydra.mode=MULTIRUN" in lines
+    name = (flags.config_name or config_name).removesuffix(".yaml")
+    with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=config_name):
+        if mistakes := CommandLine(name, multirun, lines).mistakes():
             raise UserMistake("\n".join(mistakes))
 
 
-def command_line_mistakes(lines: Sequence[str], config_name: str, multirun: bool) -> list[str]:
-    mistakes, wishes = read_lines(lines, multirun)
-    try:
-        base = compose(config_name, first_lines(wishes, groups=True), return_hydra_config=True)
-    except PROBLEMS as problem:
-        return [*mistakes, in_a_line(problem)]
-    wishes, swept = wishes, sweep_of(base)
-    if swept and multirun:
-        more, swept_wishes = read_lines(swept, multirun)
-        mistakes, wishes = mistakes + more, swept_wishes + wishes
-    elif swept:
-        mistakes.append(f"sweep={base.hydra.runtime.choices.get('sweep')} asks for many runs: add -m.")
-    wrong = {wish.key: mistake for wish in wishes if not wish.is_group and (mistake := key_mistake(wish, base))}
-    wishes = [wish for wish in wishes if wish.key not in wrong]
-    mistakes += wrong.values()
-    for overrides in variants(wishes):
+class CommandLine:
+    def __init__(self, config_name: str, multirun: bool, lines: Sequence[str]):
+        self.config_name, self.multirun = config_name, multirun
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        self.loader = hydra.config_loader
+        self.parser = OverridesParser.create(config_loader=self.loader)
+        self.search = [line for line in lines if line.startswith("hydra.searchpath=")]
+        self.found: list[str] = []
+        self.wishes = [wish for line in lines if line not in self.search for wish in self.read(line)]
+
+    def mistakes(self) -> list[str]:
         try:
-            cfg = compose(config_name, overrides, return_hydra_config=True)
+            first = self.compose([wish.values[0] for wish in self.wishes if wish.is_group])
+            self.add_sweep(first)
+            for groups in one_at_a_time([wish for wish in self.wishes if wish.is_group]):
+                self.judge(self.compose(groups))
         except PROBLEMS as problem:
-            mistakes.append(in_a_line(problem))
-            continue
-        mistakes += config_mistakes(cfg, config_name)
-        if base.hydra.runtime.choices["hydra/launcher"] in LOCAL_LAUNCHERS:
-            mistakes += device_mistakes(cfg)
-    return list(dict.fromkeys(mistakes))
+            self.found.append(in_our_words(problem))
+        return list(dict.fromkeys(self.found))
+
+    def read(self, line: str) -> Iterator[Wish]:
+        """The wish that a line states; a value that no group has is a mistake, and left out."""
+        try:
+            override = self.parsed(line)
+        except HydraException as problem:
+            reason, example = str(problem).splitlines()[1:2], "'data.template=\"Tweet: {text}\"'"
+            self.found.append(
+                f"{line!r} cannot be read ({''.join(reason)}): quote it as {example}."
+                if "=" in line
+                else f"{line!r} is no setting: write key=value, such as optim.lr=0.01."
+            )
+            return
+        if override.is_sweep_override() and not self.multirun:
+            self.found.append(
+                f"{line} gives several values: add -m for a run with each, or write one list as [a,b]."
+            )
+        values = self.values(override)
+        key = override.key_or_group
+        options = self.loader.get_group_options(key, overrides=self.search)
+        if options:
+            values = [value for value in values if self.is_choice(value, options)]
+        if values:
+            yield Wish(key, tuple(values), is_group=bool(options))
+
+    def values(self, override: Override) -> list[Override]:
+        if not override.is_sweep_override():
+            return [override]
+        sweep = override.value()
+        if isinstance(sweep, IntervalSweep):
+            said = [str(sweep.start), str(sweep.end)]
+        else:
+            said = list(islice(override.sweep_string_iterator(), VALUES_TRIED))
+        return [self.parsed(f"{override.get_key_element()}={value}") for value in said]
+
+    def parsed(self, line: str) -> Override:
+        return self.parser.parse_overrides([line])[0]
+
+    def is_choice(self, override: Override, options: Sequence[str]) -> bool:
+        if override.is_delete():
+            return True
+        value = override.value()
+        chosen = [str(each) for each in value] if isinstance(value, list) else [str(value)]
+        if value is None:
+            self.found.append(f"{override.input_line} chooses nothing: {guess('null', options)}")
+        wrong = [each for each in chosen if each.removesuffix(".yaml") not in options and value is not None]
+        for each in wrong:
+            near = guess(each, options)
+            known = f" Known are {', '.join(options)}." if near.endswith("?") else ""
+            self.found.append(f"{override.key_or_group}={each} is no file of its group: {near}{known}")
+        return value is not None and not wrong
+
+    def compose(self, groups: Sequence[Override]) -> DictConfig:
+        lines = [*self.search, *(str(override.input_line) for override in groups)]
+        return compose(self.config_name, lines, return_hydra_config=True)
+
+    def add_sweep(self, cfg: DictConfig) -> None:
+        """The keys that a file of conf/sweep runs through; the command line goes first."""
+        params = OmegaConf.select(cfg, "hydra.sweeper.params") or {}
+        if params and not self.multirun:
+            self.found.append(f"sweep={cfg.hydra.runtime.choices.get('sweep')} needs many runs: add -m.")
+        elif params:
+            given = {wish.key for wish in self.wishes}
+            wishes = [wish for key, value in params.items() for wish in self.read(f"{key}={value}")]
+            self.wishes = [wish for wish in wishes if wish.key not in given] + self.wishes
+
+    def judge(self, cfg: DictConfig) -> None:
+        """Hold all values against a config whose groups are chosen."""
+        groups = [
+            *self.loader.list_groups(""),
+            *(f"hydra/{name}" for name in self.loader.list_groups("hydra")),
+        ]
+        wrong = {
+            wish.key: key_mistake(wish.values[0], cfg, groups) for wish in self.wishes if not wish.is_group
+        }
+        self.found += [mistake for mistake in wrong.values() if mistake]
+        keys = [wish for wish in self.wishes if not wish.is_group and not wrong[wish.key]]
+        for overrides in one_at_a_time(keys):
+            tried = copy.deepcopy(cfg)
+            try:
+                for override in overrides:
+                    apply(override, tried)
+            except PROBLEMS as problem:
+                self.found.append(in_our_words(problem))
+            self.found += config_mistakes(tried, self.config_name)
+            if cfg.hydra.runtime.choices["hydra/launcher"] in LOCAL_LAUNCHERS:
+                self.found += device_mistakes(tried)
+
+
+def one_at_a_time(wishes: Sequence[Wish]) -> Iterator[list[Override]]:
+    """The first values of all; then every other value, alone among the first of the others."""
+    first = [wish.values[0] for wish in wishes]
+    yield first
+    for index, wish in enumerate(wishes):
+        for value in wish.values[1:]:
+            yield [*first[:index], value, *first[index + 1 :]]
+
+
+def apply(override: Override, cfg: DictConfig) -> None:
+    """As Hydra will."""
+    with open_dict(cfg):
+        if override.is_delete():
+            place, _, key = override.key_or_group.rpartition(".")
+            del (OmegaConf.select(cfg, place) if place else cfg)[key]
+        else:
+            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True, force_add=True)
+
+
+def key_mistake(override: Override, cfg: DictConfig, groups: Sequence[str]) -> str | None:
+    key, exists = override.key_or_group, has_key(cfg, override.key_or_group)
+    if override.is_add():
+        value = override.value()
+        there = exists and OmegaConf.select(cfg, key, throw_on_missing=False) is not None
+        if not there or isinstance(value, dict | list):
+            return None
+        return f"{override.input_line}: {key} is in the config already, so leave out the +."
+    if "/" in key or override.package is not None:
+        return f"{key} is not a group of this config: {guess(key, groups)}"
+    if override.is_force_add() or exists:
+        return None
+    place, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, place, throw_on_missing=False) if place else None
+    if isinstance(node, DictConfig) and accepts(node, name):
+        return f"{key} is not in the config, though {node._target_} has it: write +{override.input_line}."
+    every = list(dotted(cfg, hydra=key.startswith("hydra")))
+    near = [each for each in every if each.rpartition(".")[2] == name][:1] or get_close_matches(
+        key, every, n=1
+    )
+    group = key.partition(".")[0]
+    chosen = cfg.hydra.runtime.choices.get(group)
+    where = f" ({group}={chosen})" if chosen else ""
+    ending = f"did you mean {near[0]}?" if near else f"known are {', '.join(nearby(cfg, key))}."
+    return f"{key} is not a key of this config{where}: {ending}"
+
+
+def has_key(cfg: DictConfig, key: str) -> bool:
+    node: Any = cfg
+    for part in key.replace("[", ".").replace("]", "").split("."):
+        if OmegaConf.is_dict(node) and part in list(map(str, node.keys())):
+            node = node._get_node(part)
+        elif OmegaConf.is_list(node) and part.isdigit() and int(part) < len(node):
+            node = node._get_node(int(part))
+        else:
+            return False
+    return True
+
+
+def accepts(node: DictConfig, option: str) -> bool:
+    """Whether what the node names has such an option, though the config does not list it."""
+    try:
+        return option in inspect.signature(locate(node["_target_"])).parameters
+    except Exception:  # no _target_, or one that cannot be had: another line says so
+        return False
+
+
+def dotted(node: Any, path: str = "", hydra: bool = False) -> Iterator[str]:
+    """Every key of the config in full."""
+    if not OmegaConf.is_dict(node) or node._is_none() or node._is_missing() or node._is_interpolation():
+        return
+    for key in map(str, node.keys()):
+        if key != "_target_" and (path or hydra == (key == "hydra")):
+            yield f"{path}{key}"
+            yield from dotted(node._get_node(key), f"{path}{key}.")
+
+
+def nearby(cfg: DictConfig, key: str) -> list[str]:
+    """What there is at the deepest place that does exist."""
+    place = key.rpartition(".")[0]
+    while place and not OmegaConf.is_dict(OmegaConf.select(cfg, place, throw_on_missing=False)):
+        place = place.rpartition(".")[0]
+    node = OmegaConf.select(cfg, place) if place else cfg
+    lead = f"{place}." if place else ""
+    return [f"{lead}{name}" for name in map(str, node) if name[0] != "_" and name != "hydra"]
+
+
+def in_our_words(problem: Exception) -> str:
+    """Hydra's message in one line."""
+    if isinstance(problem, MissingConfigException) and problem.missing_cfg_file and problem.options:
+        name = str(problem.missing_cfg_file).rpartition("/")[2]
+        return f"{str(problem).splitlines()[0]}: {guess(name, [str(option) for option in problem.options])}"
+    text = str(problem).partition("Config search path")[0]
+    cause = "" if problem.__cause__ is None else f" {problem.__cause__}"
+    return " ".join(f"{text}{cause}".split())

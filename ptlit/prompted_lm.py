@@ -87,7 +87,7 @@ class PromptedLM(nn.Module):
             places = torch.arange(input_ids.shape[1], device=input_ids.device)
             logits = self._logits(input_ids, attention_mask, places == lengths[:, None] - 1, cache)  # (B, V)
             return logits.float().log_softmax(-1)[:, [ids[0] for ids in label_ids]]
-        scores = torch.zeros(len(input_ids), len(label_ids), device=input_ids.device)
+        scores = torch.zeros(len(input_ids), len(label_ids), dtype=torch.float32, device=input_ids.device)
         for length in lengths.unique().tolist():  # no padding between text and label: sliding windows count it
             rows = lengths == length
             scores[rows] = self._scores_of_several_tokens(input_ids[rows, :length], label_ids, prefix)
@@ -114,8 +114,8 @@ class PromptedLM(nn.Module):
         mask = torch.cat([read.repeat_interleave(classes, 0), learned.to(read.dtype)], dim=1)  # (B * C, T + M)
         logits = self._logits(follow_ids, mask, learned, cache)  # (N, V)
         rest = logits.float().log_softmax(-1).gather(-1, wanted_ids[learned][:, None])[:, 0]  # (N,)
-        sums = torch.zeros(follow_ids.shape, device=rest.device).masked_scatter(learned, rest).sum(-1)  # (B * C,)
-        return first[:, [ids[0] for ids in label_ids]] + sums.view(rows, classes)
+        each = torch.zeros_like(follow_ids, dtype=rest.dtype).masked_scatter(learned, rest)  # (B * C, M)
+        return first[:, [ids[0] for ids in label_ids]] + each.sum(-1).view(rows, classes)
 
     @torch.no_grad()
     def generate(

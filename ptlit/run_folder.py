@@ -22,7 +22,7 @@ class RunFolder:
 
     def write_config(self, cfg: DictConfig) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, self.config, resolve=True)
+        OmegaConf.save(cfg, self.config)  # all but the run folder itself is resolved: the folder may be moved
 
     def write_metrics(self, metrics: dict[str, float]) -> None:
         part = self.metrics.with_suffix(".part")

@@ -1,15 +1,17 @@
 """Train a soft prompt on a frozen LM: python -m ptlit.train experiment=ptuning_lstm"""
 
+import logging
+import time
+import warnings
 from pathlib import Path
 
 import lightning as L
+import transformers
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from ptlit import baseline
 from ptlit.build import Training, build
-from ptlit.callbacks.speed import Speed
 from ptlit.command import command
 from ptlit.config import check
 from ptlit.curves import plot_curves
@@ -21,6 +23,7 @@ from ptlit.summary import parameter_counts, print_start, print_summary
 def train(cfg: DictConfig) -> float:
     """One run, start to finish; the validation score of its best checkpoint, which sweepers maximise or minimise."""
     check(cfg)
+    quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     training = build(cfg)
@@ -29,15 +32,38 @@ def train(cfg: DictConfig) -> float:
     print_start(training, folder, HydraConfig.get().runtime.choices)
     log_settings(training, cfg, {})
 
-    training.trainer.fit(training.module, datamodule=training.data, ckpt_path=resume_point(cfg), weights_only=True)
-    metrics |= speed_of(training.trainer).figures() | judge_best(training)
+    metrics |= fit(training, folder, resume_point(cfg))
+    metrics |= judge_best(training)
     metrics |= baselines(training)
     finish(training, cfg, folder, metrics)
     return metrics[training.checkpoint.monitor]
 
 
+def quiet() -> None:
+    """What Lightning and transformers say of themselves, and warnings of what is meant to be so."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training")  # the LM is frozen
+    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).* is deprecated")
+    warnings.filterwarnings("ignore", r"Experiment logs directory .* exists and is not empty")  # Hydra made it
+    warnings.filterwarnings("ignore", r"The '\w+_dataloader' does not have many workers")  # rows are tokenised already
+
+
 def resume_point(cfg: DictConfig) -> str | None:
     return None if cfg.resume is None else str(RunFolder(Path(cfg.resume)).last_checkpoint())
+
+
+def fit(training: Training, folder: RunFolder, resume: str | None) -> dict[str, float]:
+    began = time.perf_counter()
+    try:
+        training.trainer.fit(training.module, datamodule=training.data, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # how Lightning ends on Ctrl-C, its checkpoints written
+        print(f"\nInterrupted. To go on: python -m ptlit.train resume={folder.root}", flush=True)
+        raise
+    seconds = time.perf_counter() - began
+    figures = ("speed/examples_per_second", "memory/peak_mb")
+    logged = training.trainer.callback_metrics
+    return {name: float(logged[name]) for name in figures if name in logged} | {"seconds/fit": seconds}
 
 
 def judge_best(training: Training) -> dict[str, float]:
@@ -89,10 +115,6 @@ def log_settings(training: Training, cfg: DictConfig, metrics: dict[str, float])
         if isinstance(logger, L.pytorch.loggers.TensorBoardLogger):
             logger.log_hyperparams(settings, {name: metrics.get(name, float("nan")) for name in shown})
             logger.save()
-
-
-def speed_of(trainer: L.Trainer) -> Speed:
-    return next(callback for callback in trainer.callbacks if isinstance(callback, Speed))
 
 
 main = command("train", train)

@@ -25,7 +25,7 @@ class TestReport(L.Callback):
             probabilities = outputs["scores"].softmax(-1).cpu()
             self._given += list(zip(outputs["row"].tolist(), probabilities, strict=True))
 
-    def on_test_epoch_end(self, trainer: L.Trainer, module: SoftPromptModule) -> None:
+    def on_test_end(self, trainer: L.Trainer, module: SoftPromptModule) -> None:
         given, self._given = self._given, []
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and module.label_words is not None and trainer.is_global_zero:

@@ -1,0 +1,149 @@
+"""A sweep as a whole: its jobs' folders named by what was swept, and one table of how they did."""
+
+import csv
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from ptlit.command import ERROR_FILE
+
+METRICS = ("test/macro_f1", "test/accuracy", "test/loss", "val/macro_f1", "seconds/fit")
+SAFE = re.compile(r"[-+\w.]+")  # in the name of a folder
+LONGEST = 150  # characters of a folder's name
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a job left behind."""
+
+    folder: Path
+    number: int
+    settings: dict[str, str]  # of the swept keys
+    status: str
+    metrics: dict[str, float]
+
+
+class SweepTable(Callback):
+    """Ends the process with 1 if a job failed: SystemExit is all that Hydra lets a callback raise."""
+
+    def __init__(self) -> None:
+        self.started = 0.0
+        self.swept: dict[str, list[str]] = {}
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.started = time.time()
+        self.swept = swept_values(config)
+        mine = [str(line) for line in config.hydra.overrides.hydra]
+        if not any(line.startswith(("hydra.sweep.subdir=", "hydra.job.config.")) for line in mine):
+            config.hydra.overrides.hydra.extend(folder_names(config, self.swept))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        jobs = find_jobs(folder, list(self.swept), since=self.started)
+        failed = [job for job in jobs if job.status == "failed"]
+        shown = [name for name in METRICS if any(name in job.metrics for job in jobs)]
+        write_csv(folder / "sweep.csv", jobs, list(self.swept), shown)
+        console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+        console.print(make_table(jobs, list(self.swept), shown))
+        console.print(f"the table as a file  {folder / 'sweep.csv'}", soft_wrap=True)
+        console.print(f"tensorboard --logdir {folder}", soft_wrap=True)
+        if failed:
+            print(
+                f"{len(failed)} of {len(jobs)} jobs failed: see {ERROR_FILE} in their folders.",
+                file=sys.stderr,
+            )
+            raise SystemExit(1)
+
+
+def swept_values(config: DictConfig) -> dict[str, list[str]]:
+    """The keys that differ between jobs and, where they can be listed, their values."""
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    lines = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+    overrides = {override.key_or_group: override for override in parse(lines)}  # the last one counts
+    return {key: listed(each) for key, each in overrides.items() if each.is_sweep_override()}
+
+
+def parse(lines: Sequence[str]) -> list[Override]:
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    return OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(list(lines))
+
+
+def listed(override: Override) -> list[str]:
+    return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+
+
+def folder_names(config: DictConfig, swept: dict[str, list[str]]) -> list[str]:
+    """Settings of Hydra's that name a job's folder by its swept values; by its number where those do not do.
+
+    They join the overrides that every launcher composes its jobs with.
+    """
+    named = [key for key, values in swept.items() if values and all(map(SAFE.fullmatch, values))]
+    if sum(len(key) + max(map(len, swept[key])) + 3 for key in named) > LONGEST:
+        named = []
+    if not named:
+        return []
+    told_apart = len(named) == len(swept) and all(
+        len(set(values)) == len(values) for values in swept.values()
+    )
+    left_out = [
+        each.key_or_group for each in parse(config.hydra.overrides.task) if each.key_or_group not in named
+    ]
+    name = "${hydra.job.override_dirname}" if told_apart else "${hydra.job.num},${hydra.job.override_dirname}"
+    quoted = ",".join(f"'{key}'" for key in left_out)
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{quoted}]", f"hydra.sweep.subdir='{name}'"]
+
+
+def find_jobs(folder: Path, keys: Sequence[str], since: float) -> list[Done]:
+    notes = [path for path in folder.rglob(".hydra/hydra.yaml") if path.stat().st_mtime >= since]
+    return sorted((read_job(path.parent.parent, keys) for path in notes), key=lambda job: job.number)
+
+
+def read_job(folder: Path, keys: Sequence[str]) -> Done:
+    notes = OmegaConf.load(folder / ".hydra" / "hydra.yaml")
+    pairs = [line.lstrip("+~").partition("=") for line in notes.hydra.overrides.task]
+    settings = {key: value for key, _, value in pairs if key in keys}
+    metrics = folder / "metrics.json"
+    return Done(
+        folder=folder,
+        number=int(notes.hydra.job.num),
+        settings=settings,
+        status="failed" if (folder / ERROR_FILE).is_file() else "done",
+        metrics=json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
+    )
+
+
+def make_table(jobs: Sequence[Done], keys: Sequence[str], metrics: Sequence[str]) -> Table:
+    table = Table(*keys, "status")
+    for name in metrics:
+        table.add_column(name, justify="right")
+    for job in jobs:
+        figures = [job.metrics.get(name) for name in metrics]
+        shown = [
+            "" if each is None else f"{each:.1f}" if abs(each) >= 10 else f"{each:.3f}" for each in figures
+        ]
+        table.add_row(*(job.settings.get(key, "") for key in keys), job.status, *shown)
+    return table
+
+
+def write_csv(path: Path, jobs: Sequence[Done], keys: Sequence[str], metrics: Sequence[str]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["folder", *keys, "status", *metrics])
+        for job in jobs:
+            settings = [job.settings.get(key, "") for key in keys]
+            figures = [job.metrics.get(name, "") for name in metrics]
+            rows.writerow([job.folder.relative_to(path.parent), *settings, job.status, *figures])

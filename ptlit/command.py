@@ -1,0 +1,101 @@
+"""What every command does around its work: mistakes in one sentence, exit codes, nothing half-written."""
+
+import functools
+import math
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from ptlit.config import conf_folder
+from ptlit.mistake import UserMistake
+from ptlit.overrides import in_our_words, preflight
+from ptlit.resume import resumed
+
+Run = Callable[[DictConfig], float | None]
+
+INTERRUPTED = 130  # what shells call a program that Ctrl+C ended
+ERROR_FILE = "error.txt"  # in the folder of a sweep's job that failed
+
+
+def command(config_name: str, run: Run) -> Callable[[], None]:
+    """The entry point of a command: `main = command("train", train)`, whose config is conf/train.yaml."""
+
+    def main() -> None:
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # what is no user's mistake keeps its whole traceback
+        job = Job(run)
+        try:
+            sys.argv[1:] = resumed(sys.argv[1:])
+            preflight(sys.argv[1:], config_name)
+            hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
+            if job.failure is not None:
+                raise job.failure
+        except UserMistake as mistake:
+            sys.exit(str(mistake))
+        except HydraException as problem:
+            sys.exit(in_our_words(problem))
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except SystemExit as end:  # Lightning answers Ctrl+C by saving, and then exits with 1
+            sys.exit(INTERRUPTED if isinstance(end.__context__, KeyboardInterrupt) else end.code)
+
+    return main
+
+
+class Job:
+    """The task that Hydra calls. It raises no exception: Hydra would announce it in its way, and end a sweep.
+
+    A single run's exception waits in `failure`; a sweep's is reported, kept in its folder and scored NaN.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.started = time.time()
+        self.failure: Exception | None = None
+        functools.update_wrapper(self, run)  # Hydra names the job after the module of the function
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        config = HydraConfig.get()
+        folder = Path(config.runtime.output_dir)
+        in_sweep = config.mode == RunMode.MULTIRUN
+        (folder / ERROR_FILE).unlink(missing_ok=True)  # of a job that ran here before
+        try:
+            return self.run(cfg)
+        except Exception as error:
+            if in_sweep:
+                report(error, folder, config.job.num)
+                return math.nan
+            self.failure = error
+            remove_unused(folder, self.started)
+            return None
+        except BaseException:
+            remove_unused(folder, self.started)
+            raise
+
+
+def report(error: Exception, folder: Path, number: int) -> None:
+    is_mistake = isinstance(error, UserMistake)
+    (folder / ERROR_FILE).write_text(f"{error}\n" if is_mistake else traceback.format_exc(), encoding="utf-8")
+    said = (
+        str(error) if is_mistake else f"{type(error).__name__}: {error} (traceback in {folder / ERROR_FILE})"
+    )
+    print(f"Job {number} failed, {folder.name}: {said}", file=sys.stderr, flush=True)
+
+
+def remove_unused(folder: Path, started: float) -> None:
+    """Remove a run folder made since `started` that holds no more than Hydra's own notes."""
+    notes = folder / ".hydra"
+    if not notes.is_dir() or notes.stat().st_mtime < started:
+        return
+    others = [path for path in folder.iterdir() if path != notes]
+    if all(path.suffix == ".log" and path.stat().st_size == 0 for path in others):
+        shutil.rmtree(folder)

@@ -1,0 +1,195 @@
+"""The command itself, from the shell to the run folder, with an LM that is tiny but real."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import tiny_lm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+TWEETS = [(f"flight {i * 7919 % 1000} was late!!!", "bad") for i in range(60)]
+TWEETS += [(f"flight {i * 7919 % 1000} was lovely :)", "good") for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny LM and a small file of tweets."""
+    folder = tmp_path_factory.mktemp("place")
+    lm = tiny_lm("llama", spread=0.2)
+    lm.model.save_pretrained(folder / "lm")
+    lm.tokenizer.save_pretrained(folder / "lm")
+    with (folder / "tweets.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *TWEETS])
+    return folder
+
+
+def command(*words: str) -> list[str]:
+    options = ["model=hf", "model.name_or_path=lm", "data=classification", "data.path=tweets.csv"]
+    options += ["data.max_length=64", "data.template='{text}'", "trainer.val_check_interval=10", "optim.lr=0.05"]
+    flags = [word for word in words if word.startswith("-")]
+    return [sys.executable, "-m", "ptlit.train", *flags, *options, *(word for word in words if word not in flags)]
+
+
+def run(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*words), cwd=place, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> tuple[Path, str]:
+    done = run(place, "experiment=ptuning_lstm", "trainer.max_steps=30", "hydra.run.dir=run1")
+    assert done.returncode == 0, done.stderr
+    return place / "run1", done.stdout
+
+
+def test_it_says_what_a_user_wants_to_know(finished: tuple[Path, str]) -> None:
+    folder, said = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    trainable, total = metrics["parameters/trainable"], metrics["parameters/total"]
+    assert f"trainable {trainable:,} / all {total:,} / {100 * trainable / total:.4f} %" in said
+    assert f"tensorboard --logdir {folder / 'tensorboard'}" in said
+    for line in ("trained prompt", "untrained LM, same template", "always the most frequent class"):
+        assert line in said
+    assert "Traceback" not in said
+
+
+def test_metrics_json_is_complete_and_agrees_with_the_best_checkpoint(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    splits = {f"{split}/{name}" for split in ("val", "test") for name in ("accuracy", "macro_f1", "loss", "f1_bad")}
+    baselines = {f"baseline/{b}/{name}" for b in ("hard_prompt", "majority") for name in ("accuracy", "macro_f1")}
+    run_figures = {"parameters/trainable", "parameters/total", "speed/examples_per_second", "memory/peak_mb"}
+    assert splits | baselines | run_figures | {"seconds/fit"} <= metrics.keys()
+    assert metrics["baseline/majority/accuracy"] == 0.5
+    with (folder / "metrics.csv").open() as file:
+        scores = [float(row["val/macro_f1"]) for row in csv.DictReader(file) if row["val/macro_f1"]]
+    assert metrics["val/macro_f1"] == pytest.approx(max(scores), abs=1e-6)
+
+
+def test_checkpoints_are_small_and_load_as_plain_weights(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    for name in ("best.ckpt", "last.ckpt"):
+        state = torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
+        assert all(key.startswith("prompted_lm.prompt.") for key in state)
+
+
+def test_tensorboard_holds_scalars_hparams_confusion_matrix_and_samples(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    tags: dict[str, set[str]] = {"scalars": set(), "images": set(), "tensors": set()}
+    plugins: set[str] = set()
+    for file in (folder / "tensorboard").glob("events*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for kind, names in tags.items():
+            names.update(events.Tags()[kind])
+        plugins.update(events.PluginTagToContent("hparams") if "hparams" in events._plugin_to_tag_to_content else ())
+    assert {"train/loss", "val/macro_f1", "test/macro_f1"} <= tags["scalars"]
+    assert "test/confusion_matrix" in tags["images"]
+    assert any(tag.startswith("test/samples") for tag in tags["tensors"])
+    assert "_hparams_/session_end_info" in plugins
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_adapter_answers_in_peft_as_it_was_tested(finished: tuple[Path, str], place: Path) -> None:
+    """The test split, answered again with nothing but PEFT and transformers."""
+    folder, _ = finished
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    lm = AutoModelForCausalLM.from_pretrained(place / config["base_model_name_or_path"])
+    tokenizer = AutoTokenizer.from_pretrained(place / "lm")
+    peft = PeftModel.from_pretrained(lm, str(folder / "adapter")).eval()
+
+    from ptlit.data import ClassificationData
+
+    path = str(place / "tweets.csv")
+    data = ClassificationData(tokenizer=tokenizer, path=path, template="{text}", max_length=64)
+    data.setup()
+    right = 0
+    for row in data.rows["test"]:
+        scores = []
+        for ids in data.label_words.token_ids:
+            text = tokenizer(row["text"])["input_ids"]
+            logits = peft(input_ids=torch.tensor([[*text, *ids]])).logits[0, -len(ids) - 1 : -1]
+            scores.append(float(logits.log_softmax(-1)[range(len(ids)), list(ids)].sum().detach()))
+        right += scores.index(max(scores)) == row["label"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert right / len(data.rows["test"]) == pytest.approx(metrics["test/accuracy"])
+
+
+def test_the_same_command_gives_the_same_numbers(finished: tuple[Path, str], place: Path) -> None:
+    again = run(place, "experiment=ptuning_lstm", "trainer.max_steps=30", "hydra.run.dir=run2")
+    assert again.returncode == 0, again.stderr
+    first, second = (json.loads((place / name / "metrics.json").read_text()) for name in ("run1", "run2"))
+    timings = ("speed/", "memory/", "seconds/")
+    assert {k: v for k, v in first.items() if not k.startswith(timings)} == {
+        k: v for k, v in second.items() if not k.startswith(timings)
+    }
+
+
+def test_a_sweep_on_two_processes_a_job_goes_on_after_a_failure(place: Path) -> None:
+    sweep = run(
+        place,
+        "-m",
+        "experiment=prompt_tuning",
+        "trainer=ddp",
+        "trainer.max_steps=10",
+        "prompt.num_virtual_tokens=230,3",  # 230 leave too little room for the text
+        "hydra.sweep.dir=sweep",
+    )
+    assert sweep.returncode == 1
+    assert "prompt.num_virtual_tokens=230 and data.max_length=64 together exceed the 256 tokens" in sweep.stderr
+    folders = {path.parent.name: json.loads(path.read_text()) for path in (place / "sweep").glob("*/metrics.json")}
+    assert list(folders) == ["prompt.num_virtual_tokens=3"]
+    metrics = folders["prompt.num_virtual_tokens=3"]
+    assert metrics["speed/examples_per_second"] > 0
+    assert 0 <= metrics["test/macro_f1"] <= 1
+    assert (place / "sweep" / "prompt.num_virtual_tokens=3" / "adapter" / "adapter_model.safetensors").is_file()
+    assert "failed" in sweep.stdout
+
+
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_as_if_nothing_had_happened(
+    finished: tuple[Path, str], place: Path
+) -> None:
+    words = ["experiment=ptuning_lstm", "trainer.max_steps=30"]
+    process = subprocess.Popen(
+        command(*words, "hydra.run.dir=cut"), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (place / "cut" / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "resume=" in said
+    assert not (place / "cut" / "metrics.json").exists()
+
+    resumed = run(place, "resume=cut", "hydra.run.dir=resumed")
+    assert resumed.returncode == 0, resumed.stderr
+    whole, rest = (
+        torch.load(place / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("run1", "resumed")
+    )
+    assert all(torch.equal(whole[key], rest[key]) for key in whole)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["model.name_or_path=no_such_lm"], "model.name_or_path='no_such_lm' could not be loaded"),
+        (["prompt.num_virtual_tokens=400"], "prompt.num_virtual_tokens=400"),
+        (["data.path=nothing.csv"], "nothing.csv"),
+    ],
+)
+def test_mistakes_found_late_are_one_sentence_too(place: Path, words: list[str], sentence: str) -> None:
+    failed = run(place, *words, "hydra.run.dir=failed")
+    assert failed.returncode == 1
+    assert sentence in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not (place / "failed").exists()
