@@ -1,4 +1,4 @@
-"""What a trained prompt has to beat: the untrained LM with the same template, and always giving one answer."""
+"""What a trained prompt has to beat: the untrained LM with the same template, and one constant answer."""
 
 from collections import Counter, defaultdict
 
@@ -21,7 +21,9 @@ def hard_prompt(lm: FrozenLM, data: ClassificationData, trainer: L.Trainer) -> d
 
 
 def majority(data: ClassificationData) -> dict[str, dict[str, float]]:
-    """Always the most frequent class of the training rows; and, where rows have topics, the topic's most frequent."""
+    """Always the most frequent class of the training rows; and, where rows have topics, the topic's most
+    frequent.
+    """
     overall = Counter(row["label"] for row in data.rows["train"])
     most_frequent = overall.most_common(1)[0][0]
     answers = {"majority": [most_frequent for _ in data.rows["test"]]}

@@ -1,4 +1,4 @@
-"""From config to objects: the only place that calls Hydra's instantiate, with live things passed in plain sight."""
+"""From config to objects: the only place that instantiates; live things are passed in plain sight."""
 
 from dataclasses import dataclass
 
@@ -65,6 +65,6 @@ def check_room(prompted_lm: PromptedLM, max_length: int) -> None:
     longest = prompted_lm.lm.shape.max_positions
     if longest is not None and prompted_lm.num_virtual_tokens + max_length > longest:
         raise UserMistake(
-            f"prompt.num_virtual_tokens={prompted_lm.num_virtual_tokens} and data.max_length={max_length} together "
-            f"exceed the {longest} tokens this LM can read: lower one of them."
+            f"prompt.num_virtual_tokens={prompted_lm.num_virtual_tokens} and data.max_length={max_length} "
+            f"together exceed the {longest} tokens this LM can read: lower one of them."
         )

@@ -4,11 +4,11 @@ There is no schema to maintain: the signature of what a node names says which op
 """
 
 import difflib
-import importlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -125,7 +125,8 @@ def node_mistakes(path: str, node: Any) -> list[str]:
     if not isinstance(node, dict):
         return [f"{path}={shown(node)} must be a mapping with a _target_."]
     if "_target_" not in node:
-        return [f"{path} has no _target_, so nothing says what it is."]
+        choose = f": give {path}=... (a file of conf/{path})" if path in PARTS else ""
+        return [f"{path} has no _target_, so nothing says what it is{choose}."]
     options = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
     target, mistakes = find_target(path, str(node["_target_"]))
     if target is not None:
@@ -163,13 +164,13 @@ def find_target(path: str, target: str) -> tuple[Any, list[str]]:
     """What a `_target_` names; failing that what was meant, so that its options can be judged too."""
     said = f"{path}._target_={target}"
     try:
-        found = locate(target)
+        found = resolve_name(target)
         return (found, []) if callable(found) else (None, [f"{said} is not a class or a function."])
     except Exception as error:  # importing a user's own module can raise anything
         reason = (str(error) or repr(error)).splitlines()[0].rstrip(".")
     module, _, name = target.rpartition(".")
     try:
-        home = locate(module)
+        home = resolve_name(module)
     except Exception:
         return None, [f"{said} cannot be imported: {reason}."]
     offered = [each for each in dir(home) if not each.startswith("_") and callable(getattr(home, each))]
@@ -177,17 +178,6 @@ def find_target(path: str, target: str) -> tuple[Any, list[str]]:
     if not near:
         return None, [f"{said} does not exist: {reason}."]
     return getattr(home, near[0]), [f"{said} does not exist: did you mean {module}.{near[0]}?"]
-
-
-def locate(target: str) -> Any:
-    """What a dotted path names, its modules imported on the way."""
-    parts = target.split(".")
-    found = importlib.import_module(parts[0])
-    for index, part in enumerate(parts[1:], 1):
-        if not hasattr(found, part):
-            importlib.import_module(".".join(parts[: index + 1]))
-        found = getattr(found, part)
-    return found
 
 
 def rule_mistakes(part: str, node: Any) -> list[str]:
@@ -220,7 +210,7 @@ def trial_mistakes(path: str, node: Any, found: Sequence[str]) -> list[str]:
         "prompt": {"shape": LMShape(64, 2, 2, 32, None)},
         "optim": {"params": [torch.nn.Parameter(torch.empty(1))]},
     }
-    stand_ins, target, mistakes = known[path], locate(node["_target_"]), []
+    stand_ins, target, mistakes = known[path], resolve_name(node["_target_"]), []
     apart = {*HYDRA_KEYS, "init", *wrong}
     options = {key: value for key, value in node.items() if key not in apart and value is not LATER}
 

@@ -1,4 +1,4 @@
-"""The frozen causal LM: where its files come from, how it is loaded, and the promise that nothing changes it."""
+"""The frozen causal LM: where its files come from, how it is loaded, and that nothing changes it."""
 
 import functools
 from dataclasses import dataclass
@@ -35,7 +35,9 @@ class LMShape:
 
 
 class FrozenLM(nn.Module):
-    """A causal LM in eval mode for good: no gradients, not in checkpoints, not copied, not sent between ranks."""
+    """A causal LM in eval mode for good: no gradients, not in checkpoints, not copied, not sent between
+    ranks.
+    """
 
     def __init__(
         self,
@@ -135,15 +137,12 @@ def _load_once(
     gguf_file: str | None,
 ) -> FrozenLM:
     source = str(BUNDLED[name_or_path]()) if name_or_path in BUNDLED else name_or_path
-    where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "gguf_file": gguf_file}
-    where = {key: value for key, value in where.items() if value}
-    if attn_implementation:
-        where_model = {**where, "attn_implementation": attn_implementation}
-    else:
-        where_model = where
+    asked = {"revision": revision, "trust_remote_code": trust_remote_code, "gguf_file": gguf_file}
+    where: dict[str, Any] = {key: value for key, value in asked.items() if value}
+    attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
     print(f"Loading {name_or_path} ...", flush=True)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **where_model)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **attention, **where)
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

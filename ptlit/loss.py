@@ -7,7 +7,9 @@ IGNORED = -100
 
 
 def learned_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the LM has to speak, and what: `keep` (B, T), True one position before each learned token; targets (N,)."""
+    """Where the LM has to speak, and what: `keep` (B, T), True one position before each learned token;
+    targets (N,).
+    """
     wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # (B, T)
     keep = wanted != IGNORED
     return keep, wanted[keep]

@@ -20,7 +20,9 @@ MakeSchedule = Callable[..., LRScheduler]  # (optimizer, num_training_steps=...)
 
 
 class SoftPromptModule(L.LightningModule):
-    """Trains the prompt of a `PromptedLM`. With `label_words` rows are classified, without them text is learned."""
+    """Trains the prompt of a `PromptedLM`. With `label_words` rows are classified, without them text is
+    learned.
+    """
 
     def __init__(
         self,
@@ -38,7 +40,9 @@ class SoftPromptModule(L.LightningModule):
         self._prefix: Prefix | None = None
         # DDP neither broadcasts nor reduces what every rank has loaded for itself.
         self._ddp_params_and_buffers_to_ignore = [
-            name for name, value in [*self.named_parameters(), *self.named_buffers()] if name.startswith("prompted_lm.lm.")
+            name
+            for name, value in [*self.named_parameters(), *self.named_buffers()]
+            if name.startswith("prompted_lm.lm.")
         ]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -62,14 +66,19 @@ class SoftPromptModule(L.LightningModule):
         text = batch["attention_mask"] * (batch["labels"] == -100)  # (B, T): all but the learned end
         longest = int(text.sum(1).max())
         return self.prompted_lm.label_scores(
-            batch["input_ids"][:, :longest], text[:, :longest], self.label_words.token_ids, self._shared_prefix()
+            batch["input_ids"][:, :longest],
+            text[:, :longest],
+            self.label_words.token_ids,
+            self._shared_prefix(),
         )
 
     def _judge(self, batch: Batch, split: str) -> dict[str, Tensor]:
         metrics = self.split_metrics[f"{split}_"]
         if self.label_words is None:
             keep, targets = learned_positions(batch["labels"])
-            logits = self.prompted_lm(batch["input_ids"], batch["attention_mask"], keep, self._shared_prefix())
+            logits = self.prompted_lm(
+                batch["input_ids"], batch["attention_mask"], keep, self._shared_prefix()
+            )
             metrics.update(logits, targets)
             return {"row": batch["row"]}
         scores = self.scores(batch)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ptlit.config import conf_folder, config_mistakes, device_mistakes, locate
+from ptlit.config import conf_folder, config_mistakes, device_mistakes
 from ptlit.mistake import UserMistake
 from ptlit.signature import guess
 
@@ -227,7 +228,7 @@ def has_key(cfg: DictConfig, key: str) -> bool:
 def accepts(node: DictConfig, option: str) -> bool:
     """Whether what the node names has such an option, though the config does not list it."""
     try:
-        return option in inspect.signature(locate(node["_target_"])).parameters
+        return option in inspect.signature(resolve_name(node["_target_"])).parameters
     except Exception:  # no _target_, or one that cannot be had: another line says so
         return False
 

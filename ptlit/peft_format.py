@@ -1,7 +1,7 @@
-"""PEFT's adapter folder: what PEFT, vLLM's converters and plain transformers read, written from a trained prompt.
+"""PEFT's adapter folder, written from a trained prompt and read back.
 
-PEFT needs one tensor, `prompt_embeddings`, and ignores the rest of the file: the prompt's own tensors (encoder
-included) travel beside it under `ptlit.`, so that the same file can be trained further.
+PEFT needs one tensor, `prompt_embeddings`, and ignores the rest of the file: the prompt's own tensors
+(encoder included) travel beside it under `ptlit.`, so that the same file can be trained further.
 """
 
 import json
@@ -22,7 +22,9 @@ CONFIG, WEIGHTS, OURS = "adapter_config.json", "adapter_model.safetensors", "ptl
 
 
 def prompt_embeddings(prompt: SoftPrompt) -> Tensor:
-    """What PEFT calls `prompt_embeddings`: (P, H), or (P, L * 2 * K * D) for the deep kind; without dropout."""
+    """What PEFT calls `prompt_embeddings`: (P, H), or (P, L * 2 * K * D) for the deep kind; without
+    dropout.
+    """
     training = prompt.training
     prompt.eval()
     with torch.no_grad():
@@ -32,7 +34,9 @@ def prompt_embeddings(prompt: SoftPrompt) -> Tensor:
     return rows.detach().float().cpu().contiguous()
 
 
-def adapter_config(prompt: SoftPrompt, shape: LMShape, base_model: str, revision: str | None = None) -> dict[str, object]:
+def adapter_config(
+    prompt: SoftPrompt, shape: LMShape, base_model: str, revision: str | None = None
+) -> dict[str, object]:
     deep = not isinstance(prompt, EmbeddingPrompt)
     return {
         "auto_mapping": None,
@@ -69,7 +73,8 @@ def write_adapter(
 def read_adapter(folder: Path, prompt: SoftPrompt) -> None:
     """Load one of our own adapters into `prompt`, all tensors or none."""
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        state = {name.removeprefix(OURS): file.get_tensor(name) for name in file.keys() if name.startswith(OURS)}  # noqa: SIM118
+        names = [name for name in file.keys() if name.startswith(OURS)]  # noqa: SIM118
+        state = {name.removeprefix(OURS): file.get_tensor(name) for name in names}
     expected = {name: tensor.shape for name, tensor in prompt.state_dict().items()}
     if {name: tensor.shape for name, tensor in state.items()} != expected:
         raise UserMistake(f"{folder} holds {sorted(state)}, which is not this prompt ({sorted(expected)}).")

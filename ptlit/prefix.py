@@ -1,7 +1,7 @@
-"""The one object between what is learned and what is frozen: keys and values that every later token attends to.
+"""The one object between the learned and the frozen: keys and values that every later token attends to.
 
-The only file that touches the cache API of transformers, because most breakage comes from there.
-Axes: see the legend in `ptlit/prompt/base.py`.
+The only file that touches the cache API of transformers, because most breakage comes from there. Axes: see
+the legend in `ptlit/prompt/base.py`.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,9 @@ class Prefix:
         """
         cache = DynamicCache(config=model.config.get_text_config())
         model.base_model(inputs_embeds=embeddings[None], past_key_values=cache, use_cache=True)
-        return cls(tuple(layer.keys[0] for layer in cache.layers), tuple(layer.values[0] for layer in cache.layers))
+        return cls(
+            tuple(layer.keys[0] for layer in cache.layers), tuple(layer.values[0] for layer in cache.layers)
+        )
 
     @staticmethod
     def nothing(model: PreTrainedModel) -> DynamicCache:
@@ -75,7 +77,9 @@ class _SharedPrefixLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to prepare: the prefix is there from the start."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         rows = (key_states.shape[0], -1, -1, -1)
         keys, values = self.keys.to(key_states.dtype), self.values.to(value_states.dtype)
         return (

@@ -1,8 +1,8 @@
 """A soft prompt in front of a frozen LM: forward, label scores, generation. It knows nothing of training.
 
-Two routes lead to the same numbers. The prefix route computes the virtual tokens once, whatever the batch; the
-concatenating route copies them into every row, as other programs do. It serves LMs that keep no keys and values,
-and it is the reference that tests hold the first against.
+Two routes lead to the same numbers. The prefix route computes the virtual tokens once, whatever the batch;
+the concatenating route copies them into every row, as other programs do. It serves LMs that keep no keys and
+values, and it is the reference that tests hold the first against.
 """
 
 import inspect
@@ -21,7 +21,9 @@ from ptlit.prompt import EmbeddingPrompt, SoftPrompt
 
 
 class PromptedLM(nn.Module):
-    """Rows are right-padded (B, T); positions count the virtual tokens and the real tokens, never the padding."""
+    """Rows are right-padded (B, T); positions count the virtual tokens and the real tokens, never the
+    padding.
+    """
 
     def __init__(self, lm: FrozenLM, prompt: SoftPrompt | None):
         super().__init__()
@@ -37,7 +39,9 @@ class PromptedLM(nn.Module):
         self._takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
 
     def prefix(self) -> Prefix | None:
-        """What the prompt is to this LM; None without a prompt. Compute it once and use it for many batches."""
+        """What the prompt is to this LM; None without a prompt. Compute it once and use it for many
+        batches.
+        """
         if self.prompt is None:
             return None
         learned = self.prompt().to(self.lm.dtype)
@@ -45,7 +49,9 @@ class PromptedLM(nn.Module):
             return Prefix.from_embeddings(learned, self.lm.model)
         return Prefix.from_key_values(learned)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, prefix: Prefix | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, prefix: Prefix | None = None
+    ) -> Tensor:
         """Logits (N, V) at the positions where `keep` (B, T) is True, in row order.
 
         `prefix` saves computing it again; without one it is computed here, with gradients.
@@ -78,7 +84,8 @@ class PromptedLM(nn.Module):
     ) -> Tensor:
         """Log-probability of each label's tokens after the text, (B, C); the text is read once.
 
-        `input_ids` hold the text alone. Labels of several tokens are scored on top of the cache the text left.
+        `input_ids` hold the text alone. Labels of several tokens are scored on top of the cache the text
+        left.
         """
         prefix = prefix if prefix is not None else self.prefix()
         lengths = attention_mask.sum(1)
@@ -88,7 +95,9 @@ class PromptedLM(nn.Module):
             logits = self._logits(input_ids, attention_mask, places == lengths[:, None] - 1, cache)  # (B, V)
             return logits.float().log_softmax(-1)[:, [ids[0] for ids in label_ids]]
         scores = torch.zeros(len(input_ids), len(label_ids), dtype=torch.float32, device=input_ids.device)
-        for length in lengths.unique().tolist():  # no padding between text and label: sliding windows count it
+        for (
+            length
+        ) in lengths.unique().tolist():  # no padding between text and label: sliding windows count it
             rows = lengths == length
             scores[rows] = self._scores_of_several_tokens(input_ids[rows, :length], label_ids, prefix)
         return scores
@@ -98,7 +107,9 @@ class PromptedLM(nn.Module):
     ) -> Tensor:
         """Read the text, then go through every label's tokens on top of the cache it left: (B, C)."""
         rows, classes = len(input_ids), len(label_ids)
-        cache = prefix.growing_cache(self.lm.model, rows) if prefix is not None else Prefix.nothing(self.lm.model)
+        cache = (
+            prefix.growing_cache(self.lm.model, rows) if prefix is not None else Prefix.nothing(self.lm.model)
+        )
         read = torch.ones_like(input_ids)
         keep = torch.zeros_like(input_ids, dtype=torch.bool)
         keep[:, -1] = True
@@ -111,7 +122,9 @@ class PromptedLM(nn.Module):
         wanted_ids = torch.tensor(wanted, device=input_ids.device).repeat(rows, 1)  # (B * C, M)
         learned = wanted_ids != -100
         cache.batch_repeat_interleave(classes)
-        mask = torch.cat([read.repeat_interleave(classes, 0), learned.to(read.dtype)], dim=1)  # (B * C, T + M)
+        mask = torch.cat(
+            [read.repeat_interleave(classes, 0), learned.to(read.dtype)], dim=1
+        )  # (B * C, T + M)
         logits = self._logits(follow_ids, mask, learned, cache)  # (N, V)
         rest = logits.float().log_softmax(-1).gather(-1, wanted_ids[learned][:, None])[:, 0]  # (N,)
         each = torch.zeros_like(follow_ids, dtype=rest.dtype).masked_scatter(learned, rest)  # (B * C, M)
@@ -121,7 +134,9 @@ class PromptedLM(nn.Module):
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor, prefix: Prefix | None = None, **generation: Any
     ) -> Tensor:
-        """`generate` of transformers behind the prompt: the input ids (left-padded) followed by new tokens."""
+        """`generate` of transformers behind the prompt: the input ids (left-padded) followed by new
+        tokens.
+        """
         prefix = prefix if prefix is not None else self.prefix()
         if prefix is None:
             return self.lm.model.generate(input_ids=input_ids, attention_mask=attention_mask, **generation)
@@ -156,8 +171,8 @@ class PromptedLM(nn.Module):
 def _head_sees_only(model: nn.Module, keep: Tensor) -> Iterator[None]:
     """Inside, the LM's own head is shown the hidden states at `keep` (B, T) alone, as one row: (1, N, H).
 
-    Logits elsewhere would be the largest tensor of the step. The head stays the model's: soft-capping, scaling and
-    tied weights differ by family, and what follows the head acts on each position by itself.
+    Logits elsewhere would be the largest tensor of the step. The head stays the model's: soft-capping,
+    scaling and tied weights differ by family, and what follows the head acts on each position by itself.
     """
 
     def select(head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:

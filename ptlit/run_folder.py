@@ -1,4 +1,4 @@
-"""What a run leaves behind, and where: one folder holds all that is needed to judge it, use it or go on with it."""
+"""What a run leaves behind, and where: one folder holds all that judging, using or resuming it needs."""
 
 import json
 import os

@@ -36,7 +36,10 @@ def option_mistakes(
     path: str, values: Mapping[str, Any], target: Callable[..., Any], apart: Iterable[str] = ()
 ) -> list[str]:
     """What is wrong with `values` as arguments of `target`; names in `apart` are judged elsewhere."""
-    parameters, kinds = inspect.signature(target).parameters, annotations(target)
+    try:
+        parameters, kinds = inspect.signature(target).parameters, annotations(target)
+    except ValueError:  # written in C, without a signature
+        return []
     open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     named = {
         name: each
@@ -68,10 +71,11 @@ def annotations(target: Callable[..., Any]) -> dict[str, Any]:
     """The annotation of every parameter, Any where it says nothing or names what cannot be found."""
     function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
     hints = dict.fromkeys(inspect.signature(target).parameters, Any)
+    home = vars(inspect.getmodule(function) or typing)
     for name, hint in inspect.get_annotations(function).items():
         alone = types.SimpleNamespace(__annotations__={name: hint})
         with contextlib.suppress(NameError, TypeError, AttributeError, SyntaxError):
-            hints |= {name: typing.get_type_hints(alone, function.__globals__)[name]}
+            hints |= {name: typing.get_type_hints(alone, home)[name]}
     return hints
 
 

@@ -26,7 +26,9 @@ def print_start(training: Training, folder: RunFolder, choices: Mapping[str, str
     console.print(f"[bold]{choices['experiment']}[/bold] on {training.lm.name}")
     console.print(f"trainable {trainable:,} / all {total:,} / {100 * trainable / total:.4f} %")
     if trainable > total / 2:
-        console.print("[yellow]The prompt is larger than the LM: a smaller prompt.hidden_size is likely enough.[/yellow]")
+        console.print(
+            "[yellow]The prompt is larger than the LM; a smaller prompt.hidden_size may do.[/yellow]"
+        )
     console.print(data_line(training.data))
     console.print(f"run folder {folder.root}\n")
 

@@ -21,7 +21,9 @@ from ptlit.summary import parameter_counts, print_start, print_summary
 
 
 def train(cfg: DictConfig) -> float:
-    """One run, start to finish; the validation score of its best checkpoint, which sweepers maximise or minimise."""
+    """One run, start to finish; the validation score of its best checkpoint, which sweepers maximise or
+    minimise.
+    """
     check(cfg)
     quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -43,10 +45,16 @@ def quiet() -> None:
     """What Lightning and transformers say of themselves, and warnings of what is meant to be so."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training")  # the LM is frozen
+    warnings.filterwarnings(
+        "ignore", r".*module\(s\) in eval mode at the start of training"
+    )  # the LM is frozen
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).* is deprecated")
-    warnings.filterwarnings("ignore", r"Experiment logs directory .* exists and is not empty")  # Hydra made it
-    warnings.filterwarnings("ignore", r"The '\w+_dataloader' does not have many workers")  # rows are tokenised already
+    warnings.filterwarnings(
+        "ignore", r"Experiment logs directory .* exists and is not empty"
+    )  # Hydra made it
+    warnings.filterwarnings(
+        "ignore", r"The '\w+_dataloader' does not have many workers"
+    )  # rows are tokenised already
 
 
 def resume_point(cfg: DictConfig) -> str | None:
@@ -88,22 +96,31 @@ def baselines(training: Training) -> dict[str, float]:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    found = {"hard_prompt": baseline.hard_prompt(training.lm, training.data, judge), **baseline.majority(training.data)}
-    return {f"baseline/{name}/{key}": value for name, scores in found.items() for key, value in scores.items()}
+    found = {
+        "hard_prompt": baseline.hard_prompt(training.lm, training.data, judge),
+        **baseline.majority(training.data),
+    }
+    return {
+        f"baseline/{name}/{key}": value for name, scores in found.items() for key, value in scores.items()
+    }
 
 
 def finish(training: Training, cfg: DictConfig, folder: RunFolder, metrics: dict[str, float]) -> None:
     """Everything that the run leaves behind."""
     prompted_lm = training.module.prompted_lm
     folder.write_metrics(metrics)
-    write_adapter(folder.adapter, prompted_lm.prompt, training.lm.shape, training.lm.name, training.lm.revision)
-    plot_curves(folder.metrics_csv, folder.curves, metrics, title=str(HydraConfig.get().runtime.choices.experiment))
+    write_adapter(
+        folder.adapter, prompted_lm.prompt, training.lm.shape, training.lm.name, training.lm.revision
+    )
+    plot_curves(
+        folder.metrics_csv, folder.curves, metrics, title=str(HydraConfig.get().runtime.choices.experiment)
+    )
     log_settings(training, cfg, metrics)
     print_summary(training, folder, metrics)
 
 
 def log_settings(training: Training, cfg: DictConfig, metrics: dict[str, float]) -> None:
-    """The HPARAMS entry: opened at the start, so that a run which fails is listed, and closed with its final metrics."""
+    """The HPARAMS entry: opened at the start, so that a failed run is listed, closed with the final metrics."""
     settings = {
         f"{group}.{key}": value
         for group in ("model", "data", "prompt", "optim", "schedule", "trainer")

@@ -33,7 +33,9 @@ def prompted(lms: dict[str, FrozenLM], architecture: str, method: str, **changes
     return PromptedLM(lm, make_prompt(method, lm.shape, **changes))
 
 
-def loss_and_gradients(prompted_lm: PromptedLM, logits: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
+def loss_and_gradients(
+    prompted_lm: PromptedLM, logits: Tensor, targets: Tensor
+) -> tuple[Tensor, list[Tensor]]:
     loss = learned_token_loss(logits, targets)
     return loss.detach(), list(torch.autograd.grad(loss, list(prompted_lm.prompt.parameters())))
 
@@ -52,7 +54,9 @@ def test_shape_has_no_batch_axis(lms: dict[str, FrozenLM], architecture: str, me
 def test_prefix_route_equals_copying_the_prompt_into_every_row(
     lms: dict[str, FrozenLM], architecture: str, method: str
 ) -> None:
-    prompted_lm = prompted(lms, architecture, method).eval()  # no dropout: both routes must meet the same prompt
+    prompted_lm = prompted(
+        lms, architecture, method
+    ).eval()  # no dropout: both routes must meet the same prompt
     ids, mask, labels = padded_rows()
     keep, targets = learned_positions(labels)
     loss, gradients = loss_and_gradients(prompted_lm, prompted_lm(ids, mask, keep), targets)
@@ -65,14 +69,17 @@ def test_prefix_route_equals_copying_the_prompt_into_every_row(
 
 
 @every_pair
-def test_padding_and_neighbours_change_nothing(lms: dict[str, FrozenLM], architecture: str, method: str) -> None:
+def test_padding_and_neighbours_change_nothing(
+    lms: dict[str, FrozenLM], architecture: str, method: str
+) -> None:
     prompted_lm = prompted(lms, architecture, method).eval()
     ids, mask, labels = padded_rows()
     keep, _ = learned_positions(labels)
     together = prompted_lm(ids, mask, keep)
     lengths = mask.sum(1).tolist()
     alone = [
-        prompted_lm(ids[i : i + 1, :n], mask[i : i + 1, :n], keep[i : i + 1, :n]) for i, n in enumerate(lengths)
+        prompted_lm(ids[i : i + 1, :n], mask[i : i + 1, :n], keep[i : i + 1, :n])
+        for i, n in enumerate(lengths)
     ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
@@ -114,7 +121,9 @@ def test_checkpoint_is_the_prompt_alone_and_loads_strictly(
 
 @every_pair
 @pytest.mark.parametrize("start", ["text", "vocabulary"])
-def test_starts_where_it_is_told(lms: dict[str, FrozenLM], architecture: str, method: str, start: str) -> None:
+def test_starts_where_it_is_told(
+    lms: dict[str, FrozenLM], architecture: str, method: str, start: str
+) -> None:
     """Behind a prompt that starts from a text the LM answers as if it had read the text's words."""
     prompted_lm = prompted(lms, architecture, method).eval()
     text = "Sentiment of a tweet?"
@@ -132,7 +141,9 @@ def test_starts_where_it_is_told(lms: dict[str, FrozenLM], architecture: str, me
 
 
 @every_pair
-def test_peft_gives_the_same_logits(lms: dict[str, FrozenLM], architecture: str, method: str, tmp_path: Path) -> None:
+def test_peft_gives_the_same_logits(
+    lms: dict[str, FrozenLM], architecture: str, method: str, tmp_path: Path
+) -> None:
     prompted_lm = prompted(lms, architecture, method).eval()
     lm = prompted_lm.lm
     write_adapter(tmp_path, prompted_lm.prompt, lm.shape, base_model="tiny")
@@ -149,7 +160,9 @@ def test_peft_gives_the_same_logits(lms: dict[str, FrozenLM], architecture: str,
 
 
 @every_pair
-def test_greedy_generation_equals_repeated_forward(lms: dict[str, FrozenLM], architecture: str, method: str) -> None:
+def test_greedy_generation_equals_repeated_forward(
+    lms: dict[str, FrozenLM], architecture: str, method: str
+) -> None:
     prompted_lm = prompted(lms, architecture, method).eval()
     ids, mask, _ = padded_rows((7, 7))
     slow = ids

@@ -3,9 +3,8 @@
 import pytest
 import torch
 from methods import METHODS, make_prompt, method_options
-from peft import PromptEncoder, PromptEncoderConfig
+from peft import PrefixTuningConfig, PromptEncoder, PromptEncoderConfig
 from peft.tuners.prefix_tuning import PrefixEncoder
-from peft import PrefixTuningConfig
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig
 
 from ptlit.lm import LMShape, measure_shape
@@ -112,7 +111,9 @@ def test_prefix_is_pefts_with_the_same_weights(method: str, projection: bool) ->
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_option_acts(method: str) -> None:
-    """Another value gives other parameters, or another answer in training; nothing is accepted and ignored."""
+    """Another value gives other parameters, or another answer in training; nothing is accepted and
+    ignored.
+    """
     _, options = method_options(method)
     for option, value in options.items():
         other = {"dropout": 0.4}.get(option, value + 1)
@@ -125,7 +126,9 @@ def test_every_option_acts(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("option", "value"), [("num_virtual_tokens", 0), ("hidden_size", 0), ("dropout", 1.0)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("num_virtual_tokens", 0), ("hidden_size", 0), ("dropout", 1.0)]
+)
 def test_impossible_sizes_are_refused_by_name(method: str, option: str, value: float) -> None:
     if option in method_options(method)[1]:
         with pytest.raises(UserMistake, match=rf"prompt\.{option}={value}"):

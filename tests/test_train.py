@@ -33,9 +33,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(*words: str) -> list[str]:
     options = ["model=hf", "model.name_or_path=lm", "data=classification", "data.path=tweets.csv"]
-    options += ["data.max_length=64", "data.template='{text}'", "trainer.val_check_interval=10", "optim.lr=0.05"]
+    options += [
+        "data.max_length=64",
+        "data.template='{text}'",
+        "trainer.val_check_interval=10",
+        "optim.lr=0.05",
+    ]
     flags = [word for word in words if word.startswith("-")]
-    return [sys.executable, "-m", "ptlit.train", *flags, *options, *(word for word in words if word not in flags)]
+    return [
+        sys.executable,
+        "-m",
+        "ptlit.train",
+        *flags,
+        *options,
+        *(word for word in words if word not in flags),
+    ]
 
 
 def run(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -63,8 +75,12 @@ def test_it_says_what_a_user_wants_to_know(finished: tuple[Path, str]) -> None:
 def test_metrics_json_is_complete_and_agrees_with_the_best_checkpoint(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     metrics = json.loads((folder / "metrics.json").read_text())
-    splits = {f"{split}/{name}" for split in ("val", "test") for name in ("accuracy", "macro_f1", "loss", "f1_bad")}
-    baselines = {f"baseline/{b}/{name}" for b in ("hard_prompt", "majority") for name in ("accuracy", "macro_f1")}
+    splits = {
+        f"{split}/{name}" for split in ("val", "test") for name in ("accuracy", "macro_f1", "loss", "f1_bad")
+    }
+    baselines = {
+        f"baseline/{b}/{name}" for b in ("hard_prompt", "majority") for name in ("accuracy", "macro_f1")
+    }
     run_figures = {"parameters/trainable", "parameters/total", "speed/examples_per_second", "memory/peak_mb"}
     assert splits | baselines | run_figures | {"seconds/fit"} <= metrics.keys()
     assert metrics["baseline/majority/accuracy"] == 0.5
@@ -89,7 +105,9 @@ def test_tensorboard_holds_scalars_hparams_confusion_matrix_and_samples(finished
         events.Reload()
         for kind, names in tags.items():
             names.update(events.Tags()[kind])
-        plugins.update(events.PluginTagToContent("hparams") if "hparams" in events._plugin_to_tag_to_content else ())
+        plugins.update(
+            events.PluginTagToContent("hparams") if "hparams" in events._plugin_to_tag_to_content else ()
+        )
     assert {"train/loss", "val/macro_f1", "test/macro_f1"} <= tags["scalars"]
     assert "test/confusion_matrix" in tags["images"]
     assert any(tag.startswith("test/samples") for tag in tags["tensors"])
@@ -143,13 +161,19 @@ def test_a_sweep_on_two_processes_a_job_goes_on_after_a_failure(place: Path) -> 
         "hydra.sweep.dir=sweep",
     )
     assert sweep.returncode == 1
-    assert "prompt.num_virtual_tokens=230 and data.max_length=64 together exceed the 256 tokens" in sweep.stderr
-    folders = {path.parent.name: json.loads(path.read_text()) for path in (place / "sweep").glob("*/metrics.json")}
+    assert (
+        "prompt.num_virtual_tokens=230 and data.max_length=64 together exceed the 256 tokens" in sweep.stderr
+    )
+    folders = {
+        path.parent.name: json.loads(path.read_text()) for path in (place / "sweep").glob("*/metrics.json")
+    }
     assert list(folders) == ["prompt.num_virtual_tokens=3"]
     metrics = folders["prompt.num_virtual_tokens=3"]
     assert metrics["speed/examples_per_second"] > 0
     assert 0 <= metrics["test/macro_f1"] <= 1
-    assert (place / "sweep" / "prompt.num_virtual_tokens=3" / "adapter" / "adapter_model.safetensors").is_file()
+    assert (
+        place / "sweep" / "prompt.num_virtual_tokens=3" / "adapter" / "adapter_model.safetensors"
+    ).is_file()
     assert "failed" in sweep.stdout
 
 
@@ -158,7 +182,11 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_as_if_nothing_had
 ) -> None:
     words = ["experiment=ptuning_lstm", "trainer.max_steps=30"]
     process = subprocess.Popen(
-        command(*words, "hydra.run.dir=cut"), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(*words, "hydra.run.dir=cut"),
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     deadline = time.monotonic() + 120
     while not (place / "cut" / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:

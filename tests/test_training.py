@@ -44,7 +44,9 @@ def data_of(lm: FrozenLM, path: Path, **options: object) -> ClassificationData:
     return data
 
 
-def module_of(lm: FrozenLM, data: ClassificationData, method: str = "prefix_tuning", lr: float = 0.02) -> SoftPromptModule:
+def module_of(
+    lm: FrozenLM, data: ClassificationData, method: str = "prefix_tuning", lr: float = 0.02
+) -> SoftPromptModule:
     torch.manual_seed(3)
     return SoftPromptModule(
         PromptedLM(lm, make_prompt(method, lm.shape)),
@@ -58,7 +60,9 @@ class Losses(L.Callback):
     def __init__(self) -> None:
         self.seen: list[float] = []
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: dict, *batch: object) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: dict, *batch: object
+    ) -> None:
         self.seen.append(outputs["loss"].item())
 
 
@@ -75,7 +79,9 @@ def trainer_of(folder: Path, *callbacks: L.Callback, max_steps: int = 24, **opti
         "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         "gradient_clip_val": 1.0,
     }
-    return L.Trainer(default_root_dir=folder, max_steps=max_steps, callbacks=list(callbacks), **(plain | options))
+    return L.Trainer(
+        default_root_dir=folder, max_steps=max_steps, callbacks=list(callbacks), **(plain | options)
+    )
 
 
 def test_a_bare_trainer_learns(lm: FrozenLM, moods: Path, tmp_path: Path) -> None:
@@ -90,7 +96,9 @@ def test_a_bare_trainer_learns(lm: FrozenLM, moods: Path, tmp_path: Path) -> Non
     assert {"test/accuracy", "test/f1_bad", "test/f1_good"} <= trained.keys()
 
 
-def test_validation_loss_is_the_training_loss_of_the_same_rows(lm: FrozenLM, moods: Path, tmp_path: Path) -> None:
+def test_validation_loss_is_the_training_loss_of_the_same_rows(
+    lm: FrozenLM, moods: Path, tmp_path: Path
+) -> None:
     data = data_of(lm, moods, eval_batch_size=500)
     module = module_of(lm, data)
     batch = next(iter(data.val_dataloader()))
@@ -109,7 +117,9 @@ def test_resuming_continues_bit_for_bit(
 ) -> None:
     def run(name: str, resume: Path | None = None, **options: object) -> tuple[list[float], torch.Tensor]:
         losses = Losses()
-        keeper = ModelCheckpoint(dirpath=tmp_path / name, every_n_train_steps=7, save_top_k=-1, filename="{step}")
+        keeper = ModelCheckpoint(
+            dirpath=tmp_path / name, every_n_train_steps=7, save_top_k=-1, filename="{step}"
+        )
         data = data_of(lm, moods)
         module = module_of(lm, data, method)
         trainer = trainer_of(
@@ -125,7 +135,9 @@ def test_resuming_continues_bit_for_bit(
     assert torch.equal(prompt, resumed_prompt)
 
 
-def test_checkpoints_are_kilobytes_and_refuse_another_prompt(lm: FrozenLM, moods: Path, tmp_path: Path) -> None:
+def test_checkpoints_are_kilobytes_and_refuse_another_prompt(
+    lm: FrozenLM, moods: Path, tmp_path: Path
+) -> None:
     data = data_of(lm, moods)
     trainer = trainer_of(tmp_path, max_steps=2)
     trainer.fit(module_of(lm, data, "prompt_tuning"), data)
@@ -135,12 +147,16 @@ def test_checkpoints_are_kilobytes_and_refuse_another_prompt(lm: FrozenLM, moods
     assert list(state) == ["prompted_lm.prompt.embedding.weight"]
     assert path.stat().st_size < 20_000
     with pytest.raises(RuntimeError, match="Missing key|Unexpected key"):
-        trainer.test(module_of(lm, data, "ptuning_mlp"), data, ckpt_path=path, weights_only=True, verbose=False)
+        trainer.test(
+            module_of(lm, data, "ptuning_mlp"), data, ckpt_path=path, weights_only=True, verbose=False
+        )
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("method", ["prompt_tuning", "ptuning_lstm", "prefix_tuning"])
-def test_half_precision_follows_full_precision(moods: Path, tmp_path: Path, precision: str, method: str) -> None:
+def test_half_precision_follows_full_precision(
+    moods: Path, tmp_path: Path, precision: str, method: str
+) -> None:
     def losses(**options: object) -> list[float]:
         lm = tiny_lm("llama", spread=0.2)  # its own: true half precision changes the LM's weights
         data = data_of(lm, moods)
@@ -182,5 +198,7 @@ def test_text_without_labels_is_judged_by_perplexity_and_token_accuracy(
     module = module_of(lm, data)
     text = SoftPromptModule(module.prompted_lm, label_words=None)
     measured = trainer_of(tmp_path).validate(text, data, verbose=False)[0]
-    assert measured["val/perplexity"] == pytest.approx(float(torch.tensor(measured["val/loss"]).exp()), rel=1e-4)
+    assert measured["val/perplexity"] == pytest.approx(
+        float(torch.tensor(measured["val/loss"]).exp()), rel=1e-4
+    )
     assert 0 <= measured["val/token_accuracy"] <= 1

@@ -1,4 +1,6 @@
-"""Fakes that can be read: a tokenizer of one token per byte, and random LMs of two layers from real families."""
+"""Fakes that can be read: a tokenizer of one token per byte, and random LMs of two layers from real
+families.
+"""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -38,8 +40,11 @@ def byte_tokenizer(adds_bos: bool = False) -> PreTrainedTokenizerFast:
 ARCHITECTURES = ("gpt2", "llama", "qwen3", "bloom", "gemma3", "opt")
 
 
-def tiny_lm(name: str = "llama", layers: int = 2, vocabulary: int = 259, spread: float | None = None) -> FrozenLM:
-    """A random LM of one of the families, small enough to read: 2 layers, 32 wide, 4 heads (grouped where they can be).
+def tiny_lm(
+    name: str = "llama", layers: int = 2, vocabulary: int = 259, spread: float | None = None
+) -> FrozenLM:
+    """A random LM of one of the families, small enough to read: 2 layers, 32 wide, 4 heads (grouped where
+    they can be).
 
     `spread` is that of its weights: at 0.02, the usual one, its answers hardly depend on what it reads.
     """
@@ -74,13 +79,20 @@ def _config(name: str, layers: int, vocabulary: int) -> PretrainedConfig:
         case "gemma3":
             return Gemma3TextConfig(**grouped, head_dim=8, sliding_window=16)
         case "opt":
-            sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "max_position_embeddings": 256}
+            sizes = {
+                "hidden_size": 32,
+                "word_embed_proj_dim": 32,
+                "ffn_dim": 48,
+                "max_position_embeddings": 256,
+            }
             return OPTConfig(**ids, **sizes, num_hidden_layers=layers, num_attention_heads=4)
     raise ValueError(name)
 
 
 def padded_rows(lengths: tuple[int, ...] = (14, 9, 5, 12), learned: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """Random right-padded ids, their mask, and labels of which the last `learned` tokens of each row are learned."""
+    """Random right-padded ids, their mask, and labels of which the last `learned` tokens of each row are
+    learned.
+    """
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 259, (len(lengths), max(lengths)), generator=generator)
     places = torch.arange(max(lengths))

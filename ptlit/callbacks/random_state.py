@@ -19,7 +19,9 @@ class RandomState(L.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = state
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Not earlier: what Lightning sets up between loading and the first batch draws numbers too."""
         if self._restored is None:
             return

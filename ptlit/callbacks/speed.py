@@ -14,7 +14,9 @@ class Speed(L.Callback):
         self.examples = 0
         self.seconds = 0.0  # in training steps, validation left out
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: dict, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: dict, batch_idx: int
+    ) -> None:
         self._step_began = time.perf_counter()
 
     def on_train_batch_end(

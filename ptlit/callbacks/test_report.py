@@ -1,4 +1,6 @@
-"""What a person wants to see of a test: the confusion matrix as a picture, and a few rows with the answers given."""
+"""What a person wants to see of a test: the confusion matrix as a picture, and a few rows with the answers
+given.
+"""
 
 import lightning as L
 import torch
@@ -28,12 +30,20 @@ class TestReport(L.Callback):
     def on_test_end(self, trainer: L.Trainer, module: SoftPromptModule) -> None:
         given, self._given = self._given, []
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and module.label_words is not None and trainer.is_global_zero:
+            if (
+                isinstance(logger, TensorBoardLogger)
+                and module.label_words is not None
+                and trainer.is_global_zero
+            ):
                 names = module.label_words.names
-                figure, axes = pyplot.subplots(figsize=(1.6 * len(names) + 1, 1.6 * len(names)), layout="constrained")
+                figure, axes = pyplot.subplots(
+                    figsize=(1.6 * len(names) + 1, 1.6 * len(names)), layout="constrained"
+                )
                 module.split_metrics["test_"].confusion.plot(ax=axes, labels=list(names))
                 logger.experiment.add_figure("test/confusion_matrix", figure, trainer.global_step)
-                logger.experiment.add_text("test/samples", self._table(trainer, names, given), trainer.global_step)
+                logger.experiment.add_text(
+                    "test/samples", self._table(trainer, names, given), trainer.global_step
+                )
 
     def _table(self, trainer: L.Trainer, names: tuple[str, ...], given: list[tuple[int, Tensor]]) -> str:
         rows = trainer.datamodule.rows["test"]
@@ -48,5 +58,7 @@ class TestReport(L.Callback):
         for index, probabilities in [*by_surprise[:half], *by_surprise[-half:]]:
             row, answer = rows[index], int(torch.argmax(probabilities))
             text = " ".join(row["text"].split()).replace("|", "/")
-            lines.append(f"| {names[row['label']]} | {names[answer]} | {probabilities[answer]:.2f} | {text} |")
+            lines.append(
+                f"| {names[row['label']]} | {names[answer]} | {probabilities[answer]:.2f} | {text} |"
+            )
         return "\n".join(lines)

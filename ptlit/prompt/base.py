@@ -1,8 +1,8 @@
-"""What a soft prompt is: a module that answers one question, "what is the tensor?". Where it goes is not its affair.
+"""What a soft prompt is: a module that answers "what is the tensor?". Where it goes is not its affair.
 
-The legend of axes for the whole project:
-B batch, T tokens, P virtual tokens, H width of an embedding, L layers, K key/value heads, D size of a head,
-V vocabulary, E an encoder's hidden size, C classes, N supervised positions.
+The legend of axes for the whole project: B batch, T tokens, P virtual tokens, H width of an embedding, L
+layers, K key/value heads, D size of a head, V vocabulary, E an encoder's hidden size, C classes, N supervised
+positions.
 """
 
 from abc import ABC, abstractmethod
@@ -50,8 +50,8 @@ class KeyValuePrompt(SoftPrompt, ABC):
         super().__init__(num_virtual_tokens)
         if shape.num_kv_heads is None or shape.head_dim is None:
             raise UserMistake(
-                "This LM does not keep keys and values of one shape in every layer, so there is no place for a deep "
-                "prompt: choose prompt_tuning, ptuning_mlp or ptuning_lstm."
+                "This LM does not keep keys and values of one shape in every layer, so there is no place for a "
+                "deep prompt: choose prompt_tuning, ptuning_mlp or ptuning_lstm."
             )
         self.axes = (shape.num_layers, 2, num_virtual_tokens, shape.num_kv_heads, shape.head_dim)
         self.key_width = shape.num_kv_heads * shape.head_dim  # K * D
@@ -99,5 +99,7 @@ def checked_size(key: str, value: int) -> int:
 
 def checked_rate(key: str, value: float) -> float:
     if not 0 <= value < 1:
-        raise UserMistake(f"prompt.{key}={value} is not a dropout rate: give a number from 0 up to, not including, 1.")
+        raise UserMistake(
+            f"prompt.{key}={value} is not a dropout rate: give a number from 0 up to, not including, 1."
+        )
     return value

@@ -1,4 +1,4 @@
-"""Where a prompt starts: from noise, from sampled words, or from a text, as embeddings or as their keys and values."""
+"""Where a prompt starts: noise, sampled words or a text, as embeddings or as their keys and values."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,11 @@ def start_prompt(prompt: SoftPrompt, lm: FrozenLM, from_: str = "text", text: st
         raise UserMistake(f"prompt.init.from={from_!r} is not a start: choose one of {', '.join(STARTS)}.")
     if from_ == "noise":
         return
-    ids = text_ids(lm, text, prompt.num_virtual_tokens) if from_ == "text" else word_ids(lm, prompt.num_virtual_tokens)
+    ids = (
+        text_ids(lm, text, prompt.num_virtual_tokens)
+        if from_ == "text"
+        else word_ids(lm, prompt.num_virtual_tokens)
+    )
     with torch.no_grad():
         embeddings = lm.embed(ids)  # (P, H)
         if isinstance(prompt, EmbeddingPrompt):
@@ -29,7 +33,9 @@ def start_prompt(prompt: SoftPrompt, lm: FrozenLM, from_: str = "text", text: st
 def text_ids(lm: FrozenLM, text: str | None, count: int) -> Tensor:
     """`count` token ids of the text, repeated where it is too short."""
     if not text:
-        raise UserMistake("prompt.init.from=text needs a text: give prompt.init.text=... or data.instruction=...")
+        raise UserMistake(
+            "prompt.init.from=text needs a text: give prompt.init.text=... or data.instruction=..."
+        )
     ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
     repeated = (ids * (count // len(ids) + 1))[:count]
     return torch.tensor(repeated, device=lm.device)

@@ -1,0 +1,275 @@
+"""Mistakes are named before anything is loaded: all of them at once, and with what was probably meant."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from ptlit import lm
+from ptlit.config import check, conf_folder
+from ptlit.mistake import UserMistake
+from ptlit.overrides import preflight
+from ptlit.signature import fits, option_mistakes
+
+EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "experiment").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def no_lm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("an LM was loaded")
+
+    monkeypatch.setattr(lm, "_load_once", refuse)
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def complaints(*overrides: str) -> list[str]:
+    """What check() says, a line each."""
+    try:
+        check(composed(*overrides))
+    except UserMistake as mistake:
+        return str(mistake).splitlines()
+    return []
+
+
+def refusals(*argv: str) -> list[str]:
+    """What preflight() says, a line each."""
+    try:
+        preflight(argv)
+    except UserMistake as mistake:
+        return str(mistake).splitlines()
+    return []
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_what_is_shipped_is_right(experiment: str) -> None:
+    assert complaints(f"experiment={experiment}") == []
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("prompt.num_virtual_tokens=abc", "prompt.num_virtual_tokens=abc must be a whole number."),
+        ("prompt.num_virtual_tokens=true", "prompt.num_virtual_tokens=true must be a whole number."),
+        ("prompt.num_virtual_tokens=2.5", "prompt.num_virtual_tokens=2.5 must be a whole number."),
+        ("optim.lr=fast", "optim.lr=fast must be a number."),
+        ("optim.betas=[0.9]", "optim.betas=[0.9] must be a list of 2."),
+        ("trainer.max_steps=many", "trainer.max_steps=many must be a whole number."),
+        ("trainer.gradient_clip_val=few", "trainer.gradient_clip_val=few must be a number or null."),
+        ("trainer.enable_model_summary=1", "trainer.enable_model_summary=1 must be true or false or null."),
+        ("data.on_bad_row=skp", "data.on_bad_row=skp must be one of error, skip: did you mean skip?"),
+        ("data.label_words={a: 3}", "data.label_words={a: 3} must be a mapping to text or null."),
+        ("seed=-1", "seed=-1 must be a whole number, 0 or more."),
+        ("seed=soon", "seed=soon must be a whole number, 0 or more."),
+        ("optim.lr=0", "optim.lr=0 must be above 0."),
+        ("trainer.max_steps=0", "trainer.max_steps=0 must be 1 or more, or -1 for no limit."),
+        ("data.batch_size=0", "data.batch_size=0 must be at least 1."),
+        (
+            "prompt.num_virtual_tokens=0",
+            "prompt.num_virtual_tokens=0 leaves nothing to train: give 1 or more.",
+        ),
+        ("prompt.init.from=txt", "prompt.init.from=txt is not a start: did you mean text?"),
+        (
+            "+prompt.init.txt=hello",
+            "prompt.init.txt is not an option of prompt.init: did you mean prompt.init.text?",
+        ),
+        (
+            "+optim.weight_dcay=0.1",
+            "optim.weight_dcay is not an option of AdamW: did you mean optim.weight_decay?",
+        ),
+        ("+optm={lr: 1}", "optm is not a key of this config: did you mean optim?"),
+        ("model=hf", "model.name_or_path has no value: give model.name_or_path=... (text)."),
+        ("~data.path", "data.path is missing: give data.path=... (text)."),
+        ("~trainer", "trainer is left out: give trainer=... (a file of conf/trainer)."),
+        (
+            "~optim",  # the experiment's optim.lr remains
+            "optim has no _target_, so nothing says what it is: give optim=... (a file of conf/optim).",
+        ),
+        ("+callbacks.mine={a: 1}", "callbacks.mine has no _target_, so nothing says what it is."),
+        ("data.path=${no.such}", "data.path=${no.such} refers to a key that this config does not have."),
+        (
+            "prompt._target_=ptlit.prompt.PtuningLst",
+            "prompt._target_=ptlit.prompt.PtuningLst does not exist: did you mean ptlit.prompt.PtuningLstm?",
+        ),
+        (
+            "logger.csv._target_=no_such.Logger",
+            "logger.csv._target_=no_such.Logger cannot be imported: No module named 'no_such'.",
+        ),
+        (
+            "callbacks.checkpoint.mode=[max]",
+            "callbacks.checkpoint.mode=[max] must be text.",
+        ),
+    ],
+)
+def test_one_mistake_is_one_sentence(override: str, sentence: str) -> None:
+    assert complaints(override) == [sentence]
+
+
+def test_all_mistakes_at_once() -> None:
+    said = complaints(
+        "prompt.num_virtual_tokens=abc",
+        "prompt.init.from=txt",
+        "optim.lr=fast",
+        "+optim.lrr=1",
+        "trainer.max_steps=many",
+        "data.batch_size=0",
+        "data.limit=0",
+        "seed=-1",
+    )
+    assert [line.split("=")[0].split(" ")[0] for line in said] == [
+        "data.batch_size",
+        "data.limit",
+        "prompt.num_virtual_tokens",
+        "prompt.init.from",
+        "optim.lr",
+        "optim.lrr",
+        "trainer.max_steps",
+        "seed",
+    ]
+
+
+def test_a_constructor_that_stops_at_its_first_objection_is_heard_to_the_end() -> None:
+    said = complaints("prompt.num_virtual_tokens=0", "prompt.num_layers=1", "prompt.dropout=0.2")
+    assert len(said) == 2 and "prompt.num_layers=1 has no between" in said[1]
+
+
+def test_a_choice_is_held_against_the_enum_it_stands_for() -> None:
+    (said,) = complaints("schedule.name=cosin")
+    assert said.endswith("did you mean cosine?")
+
+
+def test_gpu_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert complaints("trainer=gpu") == [
+        "trainer.accelerator=gpu asks for a GPU and none is found: use trainer=cpu."
+    ]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert complaints("trainer=gpu") == []
+    assert complaints("trainer=gpu", "trainer.devices=4") == [
+        "trainer.devices=4 is more than the GPUs found: use trainer.devices=2."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "verdict"),
+    [
+        (1, int, True),
+        (True, int, False),
+        (1, float, True),
+        (True, float, False),
+        ("1", float, False),
+        (None, int | None, True),
+        (None, int, False),
+        ("a", Literal["a", "b"], True),
+        ("c", Literal["a", "b"], False),
+        ([1, 2], list[int], True),
+        ([1, "x"], list[int], False),
+        ([0.9, 1], tuple[float, float], True),
+        ({"a": 1}, dict[str, int], True),
+        ("x", float | torch.Tensor, False),
+        ("x", torch.Tensor, None),
+        ({"_target_": "a.B"}, torch.Tensor, True),
+        ("here", Path | None, True),
+    ],
+)
+def test_values_and_annotations(value: object, kind: object, verdict: bool | None) -> None:
+    assert fits(value, kind) is verdict
+
+
+def test_annotations_that_cannot_be_resolved_accept_anything() -> None:
+    def odd(size: "int", other: "NoSuchName", rest=None): ...  # type: ignore[name-defined] # noqa: F821
+
+    said = option_mistakes("part", {"size": "x", "other": 3, "rest": 4}, odd)
+    assert said == ["part.size=x must be a whole number."]
+
+
+def test_a_target_without_a_signature_accepts_anything() -> None:
+    assert option_mistakes("part", {"any": 3}, dict) == []
+
+
+def test_a_right_command_line_passes() -> None:
+    assert refusals("experiment=prompt_tuning", "prompt.num_virtual_tokens=5") == []
+    assert refusals("hydra.run.dir=/tmp/there", "hydra.verbose=true", "resume=some/run") == []
+    assert refusals("-m", "experiment=prompt_tuning,ptuning_mlp", "optim.lr=0.1,0.01") == []
+    assert refusals("-m", "sweep=virtual_tokens") == []
+    assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.parametrize("flag", [["--help"], ["--hydra-help"], ["--cfg", "job"], ["--info", "defaults"]])
+def test_questions_pass_untouched(flag: list[str]) -> None:
+    assert refusals(*flag, "no.such.key=1") == []
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("lr=0.1", "lr is not a key of this config: did you mean optim.lr?"),
+        (
+            "num_virtual_tokns=5",
+            "num_virtual_tokns is not a key of this config: did you mean prompt.num_virtual_tokens?",
+        ),
+        ("optim.lrr=1", "optim.lrr is not a key of this config (optim=adamw): did you mean optim.lr?"),
+        ("~optim.beta", "optim.beta is not a key of this config (optim=adamw): did you mean optim.betas?"),
+        ("hydra.run.dirr=x", "hydra.run.dirr is not a key of this config: did you mean hydra.run.dir?"),
+        ("+seed=3", "+seed=3: seed is in the config already, so leave out the +."),
+        (
+            "trainer.deterministic=true",
+            "trainer.deterministic is not in the config, though lightning.Trainer has it: "
+            "write +trainer.deterministic=true.",
+        ),
+        ("seed", "'seed' is no setting: write key=value, such as optim.lr=0.01."),
+        ("sweep=virtual_tokens", "sweep=virtual_tokens needs many runs: add -m."),
+        ("hydra/lancher=basic", "hydra/lancher is not a group of this config: did you mean hydra/launcher?"),
+        (
+            "optim.lr=0.1,0.2",
+            "optim.lr=0.1,0.2 gives several values: add -m for a run with each, or write one list as [a,b].",
+        ),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
+    assert refusals(override) == [sentence]
+
+
+def test_a_choice_that_no_group_has() -> None:
+    (said,) = refusals("experiment=promt_tuning")
+    assert said.startswith(
+        "experiment=promt_tuning is no file of its group: did you mean prompt_tuning? Known are "
+    )
+
+
+def test_wrong_overrides_and_wrong_values_at_once() -> None:
+    said = refusals("prompt=ptuning_lst", "lr=1", "data.template={", "trainer.max_steps=many", "seed=-1")
+    assert len(said) == 5
+
+
+def test_every_value_of_a_sweep_is_judged() -> None:
+    said = refusals("-m", "prompt.num_virtual_tokens=5,abc,0", "experiment=prompt_tuning,promt")
+    assert said[0].startswith("experiment=promt is no file of its group")
+    assert said[1:] == [
+        "prompt.num_virtual_tokens=abc must be a whole number.",
+        "prompt.num_virtual_tokens=0 leaves nothing to train: give 1 or more.",
+    ]
+
+
+def test_a_key_must_exist_with_every_choice_of_a_sweep() -> None:
+    (said,) = refusals("-m", "prompt=ptuning_mlp,prompt_tuning", "prompt.num_layers=3")
+    assert said.startswith("prompt.num_layers is not a key of this config (prompt=prompt_tuning)")
+
+
+def test_a_folder_of_ones_own_config(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults:\n  - override /prompt: prompt_tuning\npromt:\n  dropout: 0.1\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    assert refusals("--config-dir", str(tmp_path), "experiment=mine") == [
+        "promt is not a key of this config: did you mean prompt?"
+    ]
+    assert refusals("--config-dir", "no/such") == ["--config-dir no/such is not a folder."]
