@@ -21,6 +21,7 @@ test: $(INSTALLED)  ## Run the whole test suite
 
 lint: $(INSTALLED)  ## Check style and types
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 tensorboard: $(INSTALLED)  ## Show every run under outputs/

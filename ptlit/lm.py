@@ -2,17 +2,18 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    DynamicCache,
+    Cache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import DynamicLayer
 
 from ptlit.bundled_lm import smollm2_folder
 from ptlit.mistake import UserMistake
@@ -32,6 +33,7 @@ class LMShape:
     num_kv_heads: int | None
     head_dim: int | None
     max_positions: int | None
+    all_layers_attend: bool = True  # False: some layers (Mamba, linear attention) keep another kind of state
 
 
 class FrozenLM(nn.Module):
@@ -98,26 +100,27 @@ def _do_not_miss_keys(lm: FrozenLM, keys: Any) -> None:
 def measure_shape(model: PreTrainedModel) -> LMShape:
     """Run one token and look: configs are wrong about keys and values for several families."""
     config = model.config.get_text_config()
-    cache = DynamicCache(config=config)
     with torch.no_grad():
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        model(input_ids=token, past_key_values=cache, use_cache=True)
-    keys = [getattr(layer, "keys", None) for layer in cache.layers]
-    values = [getattr(layer, "values", None) for layer in cache.layers]
-    sizes = {tensor.shape if tensor is not None else None for tensor in keys + values}
-    (_, heads, _, dim) = sizes.pop() if len(sizes) == 1 and None not in sizes else (1, None, 1, None)
+        cache = model(input_ids=token, use_cache=True).get("past_key_values")
+    layers = cache.layers if isinstance(cache, Cache) else []
+    attending = [layer for layer in layers if isinstance(layer, DynamicLayer)]
+    sizes = {tensor.shape for layer in attending for tensor in (layer.keys, layer.values)}
+    all_attend = 0 < len(attending) == len(layers)
+    (_, heads, _, dim) = sizes.pop() if all_attend and len(sizes) == 1 else (1, None, 1, None)
     return LMShape(
         hidden_size=model.get_input_embeddings().weight.shape[1],
-        num_layers=len(cache.layers),
+        num_layers=config.num_hidden_layers,
         num_kv_heads=heads,
         head_dim=dim,
         max_positions=getattr(config, "max_position_embeddings", None),
+        all_layers_attend=all_attend,
     )
 
 
 def load_lm(
     name_or_path: str,
-    dtype: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     attn_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,

@@ -36,13 +36,12 @@ class PromptedLM(nn.Module):
                 f"prompt.num_virtual_tokens={self.num_virtual_tokens} leaves no room for text: "
                 f"this LM reads {longest} tokens at most."
             )
+        self._copies = isinstance(prompt, EmbeddingPrompt) and not lm.shape.all_layers_attend
         self._takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
 
     def prefix(self) -> Prefix | None:
-        """What the prompt is to this LM; None without a prompt. Compute it once and use it for many
-        batches.
-        """
-        if self.prompt is None:
+        """What the prompt is to this LM: computed once, it serves many batches. None where there is none."""
+        if self.prompt is None or self._copies:
             return None
         learned = self.prompt().to(self.lm.dtype)
         if isinstance(self.prompt, EmbeddingPrompt):
@@ -56,6 +55,8 @@ class PromptedLM(nn.Module):
 
         `prefix` saves computing it again; without one it is computed here, with gradients.
         """
+        if self._copies:
+            return self.forward_concatenated(input_ids, attention_mask, keep)
         prefix = prefix if prefix is not None else self.prefix()
         cache = prefix.shared_cache() if prefix is not None else None
         return self._logits(input_ids, attention_mask, keep, cache)
@@ -87,6 +88,8 @@ class PromptedLM(nn.Module):
         `input_ids` hold the text alone. Labels of several tokens are scored on top of the cache the text
         left.
         """
+        if self._copies:
+            return self._scores_read_in_full(input_ids, attention_mask, label_ids)
         prefix = prefix if prefix is not None else self.prefix()
         lengths = attention_mask.sum(1)
         if max(map(len, label_ids)) == 1:
@@ -130,6 +133,22 @@ class PromptedLM(nn.Module):
         each = torch.zeros_like(follow_ids, dtype=rest.dtype).masked_scatter(learned, rest)  # (B * C, M)
         return first[:, [ids[0] for ids in label_ids]] + each.sum(-1).view(rows, classes)
 
+    def _scores_read_in_full(
+        self, input_ids: Tensor, attention_mask: Tensor, label_ids: tuple[tuple[int, ...], ...]
+    ) -> Tensor:
+        """Without keys and values to go on from, the text is read again for every label: (B, C)."""
+        scores = []
+        for label in label_ids:
+            ids = nn.functional.pad(input_ids, (0, len(label)))  # (B, T + M)
+            places = torch.arange(ids.shape[1], device=ids.device) - attention_mask.sum(1, keepdim=True)
+            wanted = torch.tensor(label, device=ids.device).repeat(len(ids))  # (B * M,)
+            ids = ids.masked_scatter((places >= 0) & (places < len(label)), wanted)
+            keep = (places >= -1) & (places < len(label) - 1)
+            logits = self.forward_concatenated(ids, (places < len(label)).long(), keep)  # (B * M, V)
+            each = logits.float().log_softmax(-1).gather(-1, wanted[:, None])  # (B * M, 1)
+            scores.append(each.view(len(ids), len(label)).sum(-1))
+        return torch.stack(scores, dim=1)
+
     @torch.no_grad()
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor, prefix: Prefix | None = None, **generation: Any
@@ -137,6 +156,14 @@ class PromptedLM(nn.Module):
         """`generate` of transformers behind the prompt: the input ids (left-padded) followed by new
         tokens.
         """
+        if self._copies:
+            virtual = self.prompt().to(self.lm.dtype).expand(len(input_ids), -1, -1)  # (B, P, H)
+            new = self.lm.model.generate(
+                inputs_embeds=torch.cat([virtual, self.lm.embed(input_ids)], dim=1),  # (B, P + T, H)
+                attention_mask=self._seen(attention_mask),
+                **generation,
+            )
+            return torch.cat([input_ids, new], dim=1)
         prefix = prefix if prefix is not None else self.prefix()
         if prefix is None:
             return self.lm.model.generate(input_ids=input_ids, attention_mask=attention_mask, **generation)

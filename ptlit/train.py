@@ -120,7 +120,7 @@ def finish(training: Training, cfg: DictConfig, folder: RunFolder, metrics: dict
 
 
 def log_settings(training: Training, cfg: DictConfig, metrics: dict[str, float]) -> None:
-    """The HPARAMS entry: opened at the start, so that a failed run is listed, closed with the final metrics."""
+    """The HPARAMS entry: opened at the start, so that a failed run is listed; closed with final metrics."""
     settings = {
         f"{group}.{key}": value
         for group in ("model", "data", "prompt", "optim", "schedule", "trainer")

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods import METHODS, make_prompt
+from methods import METHODS, make_prompt, method_options
 from peft import PeftModel
-from tiny import ARCHITECTURES, padded_rows, tiny_lm
+from tiny import ARCHITECTURES, WITHOUT_KEYS_AND_VALUES, padded_rows, tiny_lm
 from torch import Tensor
 
 from ptlit.lm import FrozenLM
 from ptlit.loss import learned_positions, learned_token_loss
+from ptlit.mistake import UserMistake
 from ptlit.peft_format import read_adapter, write_adapter
-from ptlit.prompt import EmbeddingPrompt
+from ptlit.prompt import EmbeddingPrompt, KeyValuePrompt
 from ptlit.prompt.init import start_prompt
 from ptlit.prompted_lm import PromptedLM
 
@@ -194,3 +195,26 @@ def test_label_scores_equal_each_label_read_in_full(
                 expected = logits.log_softmax(-1)[range(len(label)), label].sum()
                 torch.testing.assert_close(together[row, column], expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(one_token[:, 0], together[:, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", WITHOUT_KEYS_AND_VALUES)
+@pytest.mark.parametrize("method", METHODS)
+def test_lms_that_keep_other_states_take_the_slow_route(architecture: str, method: str) -> None:
+    lm = tiny_lm(architecture)
+    if issubclass(method_options(method)[0], KeyValuePrompt):
+        with pytest.raises(UserMistake, match="choose prompt_tuning"):
+            make_prompt(method, lm.shape)
+        return
+    prompted_lm = PromptedLM(lm, make_prompt(method, lm.shape)).eval()
+    ids, mask, labels = padded_rows()
+    keep, targets = learned_positions(labels)
+    _, gradients = loss_and_gradients(prompted_lm, prompted_lm(ids, mask, keep), targets)
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+    with torch.no_grad():
+        scores = prompted_lm.label_scores(ids, mask, ((5,), (6, 7)))
+        for row, length in enumerate(mask.sum(1).tolist()):
+            read = torch.cat([ids[row : row + 1, :length], torch.tensor([[6, 7]])], dim=1)
+            virtual = prompted_lm.prompt()[None]
+            logits = lm.model(inputs_embeds=torch.cat([virtual, lm.embed(read)], dim=1)).logits[0, -3:-1]
+            expected = logits.log_softmax(-1)[[0, 1], [6, 7]].sum()
+            torch.testing.assert_close(scores[row, 1], expected, rtol=1e-4, atol=1e-4)

@@ -11,10 +11,12 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    MambaConfig,
     OPTConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    Qwen3NextConfig,
 )
 
 from ptlit.lm import FrozenLM
@@ -38,6 +40,7 @@ def byte_tokenizer(adds_bos: bool = False) -> PreTrainedTokenizerFast:
 
 
 ARCHITECTURES = ("gpt2", "llama", "qwen3", "bloom", "gemma3", "opt")
+WITHOUT_KEYS_AND_VALUES = ("mamba", "qwen3_next")  # in every layer, or in some
 
 
 def tiny_lm(
@@ -78,6 +81,13 @@ def _config(name: str, layers: int, vocabulary: int) -> PretrainedConfig:
             return BloomConfig(**ids, hidden_size=32, n_layer=layers, n_head=4)
         case "gemma3":
             return Gemma3TextConfig(**grouped, head_dim=8, sliding_window=16)
+        case "mamba":
+            return MambaConfig(**ids, hidden_size=32, num_hidden_layers=layers, state_size=4)
+        case "qwen3_next":
+            linear = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8}
+            linear |= {"linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"]}
+            experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+            return Qwen3NextConfig(**grouped, **linear, **experts, head_dim=8)
         case "opt":
             sizes = {
                 "hidden_size": 32,

@@ -47,6 +47,10 @@ class SweepTable(Callback):
         self.started = time.time()
         self.swept = swept_values(config)
         mine = [str(line) for line in config.hydra.overrides.hydra]
+        if not any(line.startswith("hydra.sweep.dir=") for line in mine) and "experiment" not in self.swept:
+            # Said here once: left to the config, every job would work out a time of its own.
+            config.hydra.sweep.dir = f"outputs/{experiment_of(config)}/{Path(config.hydra.sweep.dir).name}"
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{config.hydra.sweep.dir}'")
         if not any(line.startswith(("hydra.sweep.subdir=", "hydra.job.config.")) for line in mine):
             config.hydra.overrides.hydra.extend(folder_names(config, self.swept))
 
@@ -74,6 +78,11 @@ def swept_values(config: DictConfig) -> dict[str, list[str]]:
     lines = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
     overrides = {override.key_or_group: override for override in parse(lines)}  # the last one counts
     return {key: listed(each) for key, each in overrides.items() if each.is_sweep_override()}
+
+
+def experiment_of(config: DictConfig) -> str:
+    chosen = [each.value() for each in parse(config.hydra.overrides.task) if each.key_or_group == "experiment"]
+    return str(chosen[-1] if chosen else config.hydra.runtime.choices.experiment)
 
 
 def parse(lines: Sequence[str]) -> list[Override]:

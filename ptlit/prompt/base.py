@@ -50,8 +50,8 @@ class KeyValuePrompt(SoftPrompt, ABC):
         super().__init__(num_virtual_tokens)
         if shape.num_kv_heads is None or shape.head_dim is None:
             raise UserMistake(
-                "This LM does not keep keys and values of one shape in every layer, so there is no place for a "
-                "deep prompt: choose prompt_tuning, ptuning_mlp or ptuning_lstm."
+                "This LM does not keep keys and values of one shape in every layer, so there is no place for "
+                "a deep prompt: choose prompt_tuning, ptuning_mlp or ptuning_lstm."
             )
         self.axes = (shape.num_layers, 2, num_virtual_tokens, shape.num_kv_heads, shape.head_dim)
         self.key_width = shape.num_kv_heads * shape.head_dim  # K * D

@@ -69,8 +69,8 @@ class PtuningLstm(EmbeddingPrompt):
         width, hidden = shape.hidden_size, checked_size("hidden_size", hidden_size)
         if checked_rate("dropout", dropout) > 0 and num_layers == 1:
             raise UserMistake(
-                f"prompt.dropout={dropout} acts between the layers of the LSTM and prompt.num_layers=1 has no "
-                "between: set prompt.dropout=0 or prompt.num_layers=2."
+                f"prompt.dropout={dropout} acts between the layers of the LSTM and prompt.num_layers=1 has "
+                "no between: set prompt.dropout=0 or prompt.num_layers=2."
             )
         self.embedding = nn.Embedding(num_virtual_tokens, width)
         self.lstm_head = nn.LSTM(
