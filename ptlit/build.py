@@ -1,6 +1,7 @@
 """From config to objects: the only place that instantiates; live things are passed in plain sight."""
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import lightning as L
 from hydra.utils import instantiate
@@ -33,7 +34,7 @@ def build(cfg: DictConfig) -> Training:
     data.setup()
     module = build_module(cfg, lm, data)
     check_room(module.prompted_lm, data.max_length)
-    callbacks: dict[str, Callback] = {name: instantiate(node) for name, node in cfg.callbacks.items()}
+    callbacks: dict[str, Any] = {str(name): instantiate(node) for name, node in cfg.callbacks.items()}
     loggers: list[Logger] = [instantiate(node) for node in cfg.logger.values()]
     trainer = build_trainer(cfg, list(callbacks.values()), loggers)
     return Training(lm, data, module, trainer, callbacks["checkpoint"])
@@ -41,15 +42,20 @@ def build(cfg: DictConfig) -> Training:
 
 def build_trainer(cfg: DictConfig, callbacks: list[Callback], loggers: list[Logger]) -> L.Trainer:
     """A run shorter than the interval between validations is validated at its end."""
-    options = OmegaConf.to_container(cfg.trainer, resolve=True)
+    options = options_of(cfg.trainer)
     interval, steps = options["val_check_interval"], options["max_steps"]
     if isinstance(interval, int) and 0 < steps < interval:
         options["val_check_interval"] = steps * options["accumulate_grad_batches"]
     return instantiate(options, callbacks=callbacks, logger=loggers)
 
 
+def options_of(node: DictConfig) -> dict[str, Any]:
+    """A node as plain Python: config objects enter no class."""
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+
+
 def build_module(cfg: DictConfig, lm: FrozenLM, data: ClassificationData) -> SoftPromptModule:
-    options = OmegaConf.to_container(cfg.prompt, resolve=True)
+    options = options_of(cfg.prompt)
     start = options.pop("init")
     prompt = instantiate(options, shape=lm.shape)
     start_prompt(prompt, lm, from_=start["from"], text=start["text"] or data.instruction)

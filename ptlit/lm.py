@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class FrozenLM(nn.Module):
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: Any = None,  # of transformers; needed only by those who start from a text
         name: str = "in-memory",
         revision: str | None = None,
     ):
@@ -60,6 +60,8 @@ class FrozenLM(nn.Module):
         self._register_state_dict_hook(_drop_keys)
         self._register_load_state_dict_pre_hook(_remember_place, with_module=True)
         self.register_load_state_dict_post_hook(_do_not_miss_keys)
+
+    place_in_checkpoint: str
 
     def train(self, mode: bool = True) -> "FrozenLM":
         return self
@@ -90,11 +92,11 @@ def _drop_keys(lm: nn.Module, state: dict[str, Tensor], place: str, metadata: ob
 
 
 def _remember_place(lm: FrozenLM, state: object, place: str, *rest: object) -> None:
-    lm.place = place
+    lm.place_in_checkpoint = place
 
 
 def _do_not_miss_keys(lm: FrozenLM, keys: Any) -> None:
-    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(lm.place)]
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(lm.place_in_checkpoint)]
 
 
 def measure_shape(model: PreTrainedModel) -> LMShape:
@@ -104,12 +106,12 @@ def measure_shape(model: PreTrainedModel) -> LMShape:
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         cache = model(input_ids=token, use_cache=True).get("past_key_values")
     layers = cache.layers if isinstance(cache, Cache) else []
-    attending = [layer for layer in layers if isinstance(layer, DynamicLayer)]
+    attending: list[Any] = [layer for layer in layers if isinstance(layer, DynamicLayer)]
     sizes = {tensor.shape for layer in attending for tensor in (layer.keys, layer.values)}
     all_attend = 0 < len(attending) == len(layers)
     (_, heads, _, dim) = sizes.pop() if all_attend and len(sizes) == 1 else (1, None, 1, None)
     return LMShape(
-        hidden_size=model.get_input_embeddings().weight.shape[1],
+        hidden_size=cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
         num_layers=config.num_hidden_layers,
         num_kv_heads=heads,
         head_dim=dim,

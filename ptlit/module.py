@@ -63,6 +63,7 @@ class SoftPromptModule(L.LightningModule):
 
     def scores(self, batch: Batch) -> Tensor:
         """Log-probability of every label after the text of each row, (B, C)."""
+        assert self.label_words is not None, "only labels have scores"
         text = batch["attention_mask"] * (batch["labels"] == -100)  # (B, T): all but the learned end
         longest = int(text.sum(1).max())
         return self.prompted_lm.label_scores(
@@ -73,7 +74,7 @@ class SoftPromptModule(L.LightningModule):
         )
 
     def _judge(self, batch: Batch, split: str) -> dict[str, Tensor]:
-        metrics = self.split_metrics[f"{split}_"]
+        metrics = self.metrics_of(split)
         if self.label_words is None:
             keep, targets = learned_positions(batch["labels"])
             logits = self.prompted_lm(
@@ -94,12 +95,12 @@ class SoftPromptModule(L.LightningModule):
 
     def _start_judging(self, split: str) -> None:
         self._prefix = None
-        self.split_metrics[f"{split}_"].reset()
+        self.metrics_of(split).reset()
 
     def _log_metrics(self, split: str) -> None:
         self._prefix = None
         shown = {"loss", "macro_f1", "perplexity"}
-        for name, value in self.split_metrics[f"{split}_"].compute().items():
+        for name, value in self.metrics_of(split).compute().items():
             self.log(f"{split}/{name}", value.float(), prog_bar=split == "val" and name in shown)
 
     def on_validation_epoch_start(self) -> None:
@@ -125,6 +126,9 @@ class SoftPromptModule(L.LightningModule):
             optimizer=optimizer, num_training_steps=int(self.trainer.estimated_stepping_batches)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def metrics_of(self, split: str) -> Any:
+        return self.split_metrics[f"{split}_"]  # a ModuleDict takes no key that is a method of its own
 
     def _new_metrics(self) -> LabelMetrics | TextMetrics:
         return LabelMetrics(self.label_words.names) if self.label_words is not None else TextMetrics()

@@ -5,6 +5,7 @@ the legend in `ptlit/prompt/base.py`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,11 +32,12 @@ class Prefix:
 
         Virtual tokens come first and the LM is causal, so nothing in any row can change the outcome.
         """
-        cache = DynamicCache(config=model.config.get_text_config())
+        cache = (
+            DynamicCache()
+        )  # without a config it keeps all P, beyond a sliding window too: the mask knows it
         model.base_model(inputs_embeds=embeddings[None], past_key_values=cache, use_cache=True)
-        return cls(
-            tuple(layer.keys[0] for layer in cache.layers), tuple(layer.values[0] for layer in cache.layers)
-        )
+        layers: list[Any] = cache.layers
+        return cls(tuple(layer.keys[0] for layer in layers), tuple(layer.values[0] for layer in layers))
 
     @staticmethod
     def nothing(model: PreTrainedModel) -> DynamicCache:
@@ -68,6 +70,9 @@ class _SharedPrefixLayer(CacheLayerMixin):
 
     It stores nothing, so that a layer may be run twice (activation checkpointing) with the same outcome.
     """
+
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, keys: Tensor, values: Tensor):
         super().__init__()

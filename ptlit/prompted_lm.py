@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
@@ -65,8 +65,7 @@ class PromptedLM(nn.Module):
         """The same by the slow route: the virtual tokens are copied into every row."""
         rows = len(input_ids)
         if isinstance(self.prompt, EmbeddingPrompt):
-            virtual = self.prompt().to(self.lm.dtype).expand(rows, -1, -1)  # (B, P, H)
-            embeds = torch.cat([virtual, self.lm.embed(input_ids)], dim=1)  # (B, P + T, H)
+            embeds = self._behind_virtual_tokens(input_ids)
             mask = self._seen(attention_mask)
             with _head_sees_only(self.lm.model, nn.functional.pad(keep, (self.num_virtual_tokens, 0))):
                 return self.lm.model(
@@ -153,13 +152,10 @@ class PromptedLM(nn.Module):
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor, prefix: Prefix | None = None, **generation: Any
     ) -> Tensor:
-        """`generate` of transformers behind the prompt: the input ids (left-padded) followed by new
-        tokens.
-        """
+        """transformers' `generate` behind the prompt: the input ids (left-padded) followed by new tokens."""
         if self._copies:
-            virtual = self.prompt().to(self.lm.dtype).expand(len(input_ids), -1, -1)  # (B, P, H)
             new = self.lm.model.generate(
-                inputs_embeds=torch.cat([virtual, self.lm.embed(input_ids)], dim=1),  # (B, P + T, H)
+                inputs_embeds=self._behind_virtual_tokens(input_ids),
                 attention_mask=self._seen(attention_mask),
                 **generation,
             )
@@ -185,6 +181,11 @@ class PromptedLM(nn.Module):
                 **self._positions(mask, mask.shape[1] - input_ids.shape[1]),
             ).logits[0]
 
+    def _behind_virtual_tokens(self, input_ids: Tensor) -> Tensor:
+        assert self.prompt is not None
+        virtual = self.prompt().to(self.lm.dtype).expand(len(input_ids), -1, -1)  # (B, P, H)
+        return torch.cat([virtual, self.lm.embed(input_ids)], dim=1)  # (B, P + T, H)
+
     def _seen(self, attention_mask: Tensor) -> Tensor:
         return nn.functional.pad(attention_mask, (self.num_virtual_tokens, 0), value=1)  # (B, P + T)
 
@@ -195,7 +196,7 @@ class PromptedLM(nn.Module):
 
 
 @contextmanager
-def _head_sees_only(model: nn.Module, keep: Tensor) -> Iterator[None]:
+def _head_sees_only(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
     """Inside, the LM's own head is shown the hidden states at `keep` (B, T) alone, as one row: (1, N, H).
 
     Logits elsewhere would be the largest tensor of the step. The head stays the model's: soft-capping,

@@ -21,7 +21,8 @@ def resumed(argv: Sequence[str]) -> list[str]:
     if not saved.is_file():
         raise UserMistake(f"resume={folder}: {saved} is missing, which tells how that run was started.")
     new_keys = {_key(word) for word in argv}
-    return list(argv) + [word for word in OmegaConf.load(saved) if _key(word) not in new_keys]
+    said = [str(word) for word in OmegaConf.load(saved)]
+    return list(argv) + [word for word in said if _key(word) not in new_keys]
 
 
 def _key(word: str) -> str:

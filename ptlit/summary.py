@@ -12,7 +12,7 @@ from ptlit.run_folder import RunFolder
 
 
 def parameter_counts(module: SoftPromptModule) -> dict[str, float]:
-    trainable = sum(p.numel() for p in module.prompted_lm.prompt.parameters())
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return {
         "parameters/trainable": trainable,
         "parameters/total": trainable + sum(p.numel() for p in module.prompted_lm.lm.parameters()),

@@ -8,10 +8,10 @@ from pathlib import Path
 import lightning as L
 import transformers
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ptlit import baseline
-from ptlit.build import Training, build
+from ptlit.build import Training, build, options_of
 from ptlit.command import command
 from ptlit.config import check
 from ptlit.curves import plot_curves
@@ -38,7 +38,7 @@ def train(cfg: DictConfig) -> float:
     metrics |= judge_best(training)
     metrics |= baselines(training)
     finish(training, cfg, folder, metrics)
-    return metrics[training.checkpoint.monitor]
+    return metrics[str(training.checkpoint.monitor)]
 
 
 def quiet() -> None:
@@ -107,13 +107,12 @@ def baselines(training: Training) -> dict[str, float]:
 
 def finish(training: Training, cfg: DictConfig, folder: RunFolder, metrics: dict[str, float]) -> None:
     """Everything that the run leaves behind."""
-    prompted_lm = training.module.prompted_lm
+    prompt = training.module.prompted_lm.prompt
+    assert prompt is not None
     folder.write_metrics(metrics)
-    write_adapter(
-        folder.adapter, prompted_lm.prompt, training.lm.shape, training.lm.name, training.lm.revision
-    )
+    write_adapter(folder.adapter, prompt, training.lm.shape, training.lm.name, training.lm.revision)
     plot_curves(
-        folder.metrics_csv, folder.curves, metrics, title=str(HydraConfig.get().runtime.choices.experiment)
+        folder.metrics_csv, folder.curves, metrics, title=str(HydraConfig.get().runtime.choices["experiment"])
     )
     log_settings(training, cfg, metrics)
     print_summary(training, folder, metrics)
@@ -124,10 +123,10 @@ def log_settings(training: Training, cfg: DictConfig, metrics: dict[str, float])
     settings = {
         f"{group}.{key}": value
         for group in ("model", "data", "prompt", "optim", "schedule", "trainer")
-        for key, value in OmegaConf.to_container(cfg[group], resolve=True).items()
+        for key, value in options_of(cfg[group]).items()
         if isinstance(value, (int, float, str, bool)) and not key.startswith("_")
     } | {"prompt.method": type(training.module.prompted_lm.prompt).__name__, "seed": cfg.seed}
-    shown = ("test/accuracy", "test/macro_f1", "test/loss", training.checkpoint.monitor)
+    shown = ("test/accuracy", "test/macro_f1", "test/loss", str(training.checkpoint.monitor))
     for logger in training.trainer.loggers:
         if isinstance(logger, L.pytorch.loggers.TensorBoardLogger):
             logger.log_hyperparams(settings, {name: metrics.get(name, float("nan")) for name in shown})

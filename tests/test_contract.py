@@ -69,6 +69,19 @@ def test_prefix_route_equals_copying_the_prompt_into_every_row(
         torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-5 * max(1.0, float(slow.abs().max())))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_more_virtual_tokens_than_a_sliding_window_holds(lms: dict[str, FrozenLM], method: str) -> None:
+    prompted_lm = prompted(lms, "gemma3", method, num_virtual_tokens=20).eval()  # the window is 16
+    ids, mask, _ = padded_rows()
+    fast, slow = prompted_lm(ids, mask, mask.bool()), prompted_lm.forward_concatenated(ids, mask, mask.bool())
+    if issubclass(
+        method_options(method)[0], KeyValuePrompt
+    ):  # PEFT's way, a growing cache, forgets its start
+        assert torch.isfinite(fast).all()
+    else:
+        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+
+
 @every_pair
 def test_padding_and_neighbours_change_nothing(
     lms: dict[str, FrozenLM], architecture: str, method: str

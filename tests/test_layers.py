@@ -27,7 +27,8 @@ def imports(folder: str = "") -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "known"), [("data", {"data", "mistake", "wheels"}), ("prompt", {"prompt", "lm", "prefix", "mistake"})]
+    ("folder", "known"),
+    [("data", {"data", "mistake", "wheels"}), ("prompt", {"prompt", "lm", "prefix", "mistake"})],
 )
 def test_parts_know_little_of_each_other(folder: str, known: set[str]) -> None:
     own = {(name, each) for name, each in imports(folder) if each.startswith("ptlit.")}
@@ -41,7 +42,10 @@ def test_few_know_hydra() -> None:
 
 def test_nothing_else_stands_at_the_top() -> None:
     git = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     if git.returncode:
         pytest.skip("not a git checkout")

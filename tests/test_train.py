@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import tiny_lm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1"}  # no hub is asked, nor waited for
 TWEETS = [(f"flight {i * 7919 % 1000} was late!!!", "bad") for i in range(60)]
 TWEETS += [(f"flight {i * 7919 % 1000} was lovely :)", "good") for i in range(60)]
 
@@ -51,7 +53,9 @@ def command(*words: str) -> list[str]:
 
 
 def run(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*words), cwd=place, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command(*words), cwd=place, env=OFFLINE, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")

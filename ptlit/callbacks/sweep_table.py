@@ -81,7 +81,9 @@ def swept_values(config: DictConfig) -> dict[str, list[str]]:
 
 
 def experiment_of(config: DictConfig) -> str:
-    chosen = [each.value() for each in parse(config.hydra.overrides.task) if each.key_or_group == "experiment"]
+    chosen = [
+        each.value() for each in parse(config.hydra.overrides.task) if each.key_or_group == "experiment"
+    ]
     return str(chosen[-1] if chosen else config.hydra.runtime.choices.experiment)
 
 

@@ -2,6 +2,8 @@
 given.
 """
 
+from typing import Any
+
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -39,13 +41,13 @@ class TestReport(L.Callback):
                 figure, axes = pyplot.subplots(
                     figsize=(1.6 * len(names) + 1, 1.6 * len(names)), layout="constrained"
                 )
-                module.split_metrics["test_"].confusion.plot(ax=axes, labels=list(names))
+                module.metrics_of("test").confusion.plot(ax=axes, labels=list(names))
                 logger.experiment.add_figure("test/confusion_matrix", figure, trainer.global_step)
                 logger.experiment.add_text(
                     "test/samples", self._table(trainer, names, given), trainer.global_step
                 )
 
-    def _table(self, trainer: L.Trainer, names: tuple[str, ...], given: list[tuple[int, Tensor]]) -> str:
+    def _table(self, trainer: Any, names: tuple[str, ...], given: list[tuple[int, Tensor]]) -> str:
         rows = trainer.datamodule.rows["test"]
 
         def surprise(answer: tuple[int, Tensor]) -> float:

@@ -44,7 +44,7 @@ class PrefixProjection(KeyValuePrompt):
         )
         self.offset = Offset(*self.axes)
         # PEFT is given the finished keys and values, so for it there is no projection left to do.
-        self._options = {"encoder_hidden_size": hidden, "prefix_projection": False}
+        self._options: dict[str, object] = {"encoder_hidden_size": hidden, "prefix_projection": False}
 
     def forward(self) -> Tensor:
         return self.offset(self.key_values(self.transform(self.embedding.weight)))  # (L, 2, P, K, D)
