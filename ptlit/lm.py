@@ -11,7 +11,6 @@ from transformers import (
     AutoTokenizer,
     Cache,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import DynamicLayer
 
