@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import lightning as L
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
@@ -29,13 +30,13 @@ class Training:
 
 
 def build(cfg: DictConfig) -> Training:
-    lm: FrozenLM = instantiate(cfg.model)
-    data: ClassificationData = instantiate(cfg.data, tokenizer=lm.tokenizer, seed=cfg.seed, _convert_="all")
+    lm: FrozenLM = make(cfg.model)
+    data: ClassificationData = make(cfg.data, tokenizer=lm.tokenizer, seed=cfg.seed)
     data.setup()
     module = build_module(cfg, lm, data)
     check_room(module.prompted_lm, data.max_length)
-    callbacks: dict[str, Any] = {str(name): instantiate(node) for name, node in cfg.callbacks.items()}
-    loggers: list[Logger] = [instantiate(node) for node in cfg.logger.values()]
+    callbacks: dict[str, Any] = {str(name): make(node) for name, node in cfg.callbacks.items()}
+    loggers: list[Logger] = [make(node) for node in cfg.logger.values()]
     trainer = build_trainer(cfg, list(callbacks.values()), loggers)
     return Training(lm, data, module, trainer, callbacks["checkpoint"])
 
@@ -46,7 +47,17 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback], loggers: list[Logg
     interval, steps = options["val_check_interval"], options["max_steps"]
     if isinstance(interval, int) and 0 < steps < interval:
         options["val_check_interval"] = steps * options["accumulate_grad_batches"]
-    return instantiate(options, callbacks=callbacks, logger=loggers)
+    return make(options, callbacks=callbacks, logger=loggers)
+
+
+def make(node: DictConfig | dict[str, Any], **live: Any) -> Any:
+    """What a node names, built. Hydra wraps every exception; a user's mistake is taken out again."""
+    try:
+        return instantiate(node, **live, _convert_="object")
+    except InstantiationException as wrapped:
+        if isinstance(wrapped.__cause__, UserMistake):
+            raise wrapped.__cause__ from None
+        raise
 
 
 def options_of(node: DictConfig) -> dict[str, Any]:
@@ -57,12 +68,12 @@ def options_of(node: DictConfig) -> dict[str, Any]:
 def build_module(cfg: DictConfig, lm: FrozenLM, data: ClassificationData) -> SoftPromptModule:
     options = options_of(cfg.prompt)
     start = options.pop("init")
-    prompt = instantiate(options, shape=lm.shape)
+    prompt = make(options, shape=lm.shape)
     start_prompt(prompt, lm, from_=start["from"], text=start["text"] or data.instruction)
     return SoftPromptModule(
         PromptedLM(lm, prompt),
-        optimizer=instantiate(cfg.optim, _convert_="all"),
-        schedule=instantiate(cfg.schedule, _convert_="all"),
+        optimizer=make(cfg.optim),
+        schedule=make(cfg.schedule),
         label_words=data.label_words,
     )
 

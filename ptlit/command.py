@@ -92,10 +92,10 @@ def report(error: Exception, folder: Path, number: int) -> None:
 
 
 def remove_unused(folder: Path, started: float) -> None:
-    """Remove a run folder made since `started` that holds no more than Hydra's own notes."""
+    """Remove a run folder made since `started` that holds no more than Hydra's notes and what was logged."""
     notes = folder / ".hydra"
     if not notes.is_dir() or notes.stat().st_mtime < started:
         return
     others = [path for path in folder.iterdir() if path != notes]
-    if all(path.suffix == ".log" and path.stat().st_size == 0 for path in others):
+    if all(path.suffix == ".log" for path in others):
         shutil.rmtree(folder)

@@ -2,9 +2,12 @@
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -15,6 +18,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from ptlit.bundled_lm import smollm2_folder
+from ptlit.hub import hub_is_reachable
 from ptlit.mistake import UserMistake
 
 BUNDLED = {"bundled/SmolLM2-135M-Instruct": smollm2_folder}
@@ -140,19 +144,30 @@ def _load_once(
     trust_remote_code: bool,
     gguf_file: str | None,
 ) -> FrozenLM:
-    source = str(BUNDLED[name_or_path]()) if name_or_path in BUNDLED else name_or_path
     asked = {"revision": revision, "trust_remote_code": trust_remote_code, "gguf_file": gguf_file}
     where: dict[str, Any] = {key: value for key, value in asked.items() if value}
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    print(f"Loading {name_or_path} ...", flush=True)
     try:
+        source = files_of(name_or_path, revision)
+        print(f"Loading {name_or_path} ...", flush=True)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **attention, **where)
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserMistake(
-            f"model.name_or_path={name_or_path!r} could not be loaded as a causal LM: {reason} "
-            "Give the name of a model on the Hugging Face hub, a local folder, or one of "
-            f"{', '.join(BUNDLED)}."
+            f"model.name_or_path={name_or_path} could not be loaded as a causal LM: {reason} "
+            f"Give the name of a model on the hub, a local folder, or {', '.join(BUNDLED)}."
         ) from error
     return FrozenLM(model, tokenizer, source, revision)
+
+
+def files_of(name_or_path: str, revision: str | None) -> str:
+    """What transformers is given: a folder, or the name itself while the hub can be asked."""
+    if name_or_path in BUNDLED:
+        return str(BUNDLED[name_or_path]())
+    if Path(name_or_path).is_dir() or hub_is_reachable():
+        return name_or_path
+    try:
+        return snapshot_download(name_or_path, revision=revision, local_files_only=True)
+    except LocalEntryNotFoundError as error:
+        raise OSError("the Hugging Face hub cannot be reached and its cache does not hold it.") from error

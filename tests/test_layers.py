@@ -28,7 +28,7 @@ def imports(folder: str = "") -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     ("folder", "known"),
-    [("data", {"data", "mistake", "wheels"}), ("prompt", {"prompt", "lm", "prefix", "mistake"})],
+    [("data", {"data", "hub", "mistake", "wheels"}), ("prompt", {"prompt", "lm", "prefix", "mistake"})],
 )
 def test_parts_know_little_of_each_other(folder: str, known: set[str]) -> None:
     own = {(name, each) for name, each in imports(folder) if each.startswith("ptlit.")}

@@ -20,6 +20,3 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert (tmp_path / "outputs/quickstart/adapter/adapter_config.json").is_file()
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            print(output.get("text", output.get("data", {}).get("text/plain")))

@@ -5,7 +5,9 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
+from huggingface_hub import constants
 
+from ptlit.data import sources
 from ptlit.data.formats import READERS, read_table
 from ptlit.data.rows import Columns, clean_rows
 from ptlit.data.sources import read_splits
@@ -176,7 +178,15 @@ def test_a_name_that_is_nothing_at_all_is_one_sentence(monkeypatch):
         raise ConnectionError("Couldn't reach 'nowhere' on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
+    monkeypatch.setattr(sources, "hub_is_reachable", lambda: True)
     with pytest.raises(UserMistake, match="data.path=nowhere is no file or folder here.*Couldn't reach"):
+        read_splits("nowhere")
+
+
+def test_an_unreachable_hub_is_told_at_once(monkeypatch):
+    monkeypatch.setattr(sources, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(UserMistake, match="data.path=nowhere is no file or folder here.*cannot be reached"):
         read_splits("nowhere")
 
 
@@ -190,6 +200,7 @@ def test_hub_labels_get_their_names_and_secret_labels_are_no_split(monkeypatch):
     secret = datasets.Dataset.from_dict({"text": ["a"], "label": [-1]}, features)
     found = datasets.DatasetDict({"train": rows, "validation": rows, "test": secret})
     monkeypatch.setattr(datasets, "load_dataset", lambda name, subset: found)
+    monkeypatch.setattr(sources, "hub_is_reachable", lambda: True)
     tables = read_splits("somebody/something")
     assert list(tables) == ["train", "val"]
     assert [record["label"] for _, record in tables["train"].records] == ["yes", "no"]

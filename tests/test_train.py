@@ -214,7 +214,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_as_if_nothing_had
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["model.name_or_path=no_such_lm"], "model.name_or_path='no_such_lm' could not be loaded"),
+        (["model.name_or_path=no_such_lm"], "model.name_or_path=no_such_lm could not be loaded"),
         (["prompt.num_virtual_tokens=400"], "prompt.num_virtual_tokens=400"),
         (["data.path=nothing.csv"], "nothing.csv"),
     ],
@@ -223,5 +223,6 @@ def test_mistakes_found_late_are_one_sentence_too(place: Path, words: list[str],
     failed = run(place, *words, "hydra.run.dir=failed")
     assert failed.returncode == 1
     assert sentence in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1
     assert "Traceback" not in failed.stderr
     assert not (place / "failed").exists()

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from huggingface_hub import constants
+
 from ptlit.data.formats import READERS, Record, Table, read_table
 from ptlit.data.tweets import SPLITS, tweets
+from ptlit.hub import hub_is_reachable
 from ptlit.mistake import UserMistake
 
 if TYPE_CHECKING:
@@ -60,6 +63,11 @@ def _folder(folder: Path, encoding: str | None) -> dict[str, Table]:
 
 
 def _hub(name: str, subset: str | None, label_column: str) -> dict[str, Table]:
+    if not hub_is_reachable() and not constants.HF_HUB_OFFLINE:
+        raise UserMistake(
+            f"data.path={name} is no file or folder here, and the Hugging Face hub cannot be reached"
+            " (HF_HUB_OFFLINE=1 reads what its cache holds)."
+        )
     import datasets  # takes two seconds, and only this function needs it
 
     datasets.disable_progress_bars()

@@ -31,14 +31,14 @@ def start_prompt(prompt: SoftPrompt, lm: FrozenLM, from_: str = "text", text: st
 
 
 def text_ids(lm: FrozenLM, text: str | None, count: int) -> Tensor:
-    """`count` token ids of the text, repeated where it is too short."""
+    """The first `count` token ids of the text; of a shorter one copies, of which the last is whole."""
     if not text:
         raise UserMistake(
             "prompt.init.from=text needs a text: give prompt.init.text=... or data.instruction=..."
         )
     ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-    repeated = (ids * (count // len(ids) + 1))[:count]
-    return torch.tensor(repeated, device=lm.device)
+    chosen = ids[:count] if len(ids) >= count else (ids * (count // len(ids) + 1))[-count:]
+    return torch.tensor(chosen, device=lm.device)
 
 
 def word_ids(lm: FrozenLM, count: int) -> Tensor:
