@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 import transformers
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import TQDMProgressBar
 from omegaconf import DictConfig
 
 from ptlit import baseline
@@ -92,6 +93,7 @@ def baselines(training: Training) -> dict[str, float]:
         devices=1,
         precision=training.trainer.precision,
         logger=False,
+        callbacks=[TQDMProgressBar()],
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,

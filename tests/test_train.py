@@ -160,7 +160,7 @@ def test_a_sweep_on_two_processes_a_job_goes_on_after_a_failure(place: Path) -> 
         "-m",
         "experiment=prompt_tuning",
         "trainer=ddp",
-        "trainer.max_steps=10",
+        "trainer.max_steps=6",
         "prompt.num_virtual_tokens=230,3",  # 230 leave too little room for the text
         "hydra.sweep.dir=sweep",
     )
@@ -172,6 +172,7 @@ def test_a_sweep_on_two_processes_a_job_goes_on_after_a_failure(place: Path) -> 
         path.parent.name: json.loads(path.read_text()) for path in (place / "sweep").glob("*/metrics.json")
     }
     assert list(folders) == ["prompt.num_virtual_tokens=3"]
+    assert (place / "sweep" / "prompt.num_virtual_tokens=3" / "checkpoints" / "last.ckpt").is_file()
     metrics = folders["prompt.num_virtual_tokens=3"]
     assert metrics["speed/examples_per_second"] > 0
     assert 0 <= metrics["test/macro_f1"] <= 1
