@@ -4,7 +4,7 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 
 def read_curves(metrics_csv: Path) -> dict[str, list[tuple[int, float]]]:
@@ -20,7 +20,8 @@ def read_curves(metrics_csv: Path) -> dict[str, list[tuple[int, float]]]:
 
 def plot_curves(metrics_csv: Path, picture: Path, metrics: dict[str, float], title: str) -> None:
     curves = read_curves(metrics_csv)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
     left.plot(*zip(*smoothed(curves["train/loss"]), strict=True), label="train", color="tab:blue")
     if "val/loss" in curves:
         left.plot(*zip(*curves["val/loss"], strict=True), "o-", label="val", color="tab:orange", markersize=4)
@@ -39,7 +40,6 @@ def plot_curves(metrics_csv: Path, picture: Path, metrics: dict[str, float], tit
     part = picture.with_suffix(".part.png")
     figure.savefig(part, dpi=110)
     part.replace(picture)
-    pyplot.close(figure)
 
 
 def smoothed(points: list[tuple[int, float]], memory: float = 0.9) -> list[tuple[int, float]]:

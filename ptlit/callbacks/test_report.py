@@ -1,13 +1,11 @@
-"""What a person wants to see of a test: the confusion matrix as a picture, and a few rows with the answers
-given.
-"""
+"""What a person wants to see of a test: the confusion matrix, and a few rows with the answers given."""
 
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ptlit.module import SoftPromptModule
@@ -31,21 +29,16 @@ class TestReport(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, module: SoftPromptModule) -> None:
         given, self._given = self._given, []
+        if module.label_words is None or not trainer.is_global_zero:
+            return
+        names = module.label_words.names
+        figure = Figure(figsize=(1.6 * len(names) + 1, 1.6 * len(names)), layout="constrained")
+        module.metrics_of("test").confusion.plot(ax=figure.subplots(), labels=list(names))
+        samples = self._table(trainer, names, given)
         for logger in trainer.loggers:
-            if (
-                isinstance(logger, TensorBoardLogger)
-                and module.label_words is not None
-                and trainer.is_global_zero
-            ):
-                names = module.label_words.names
-                figure, axes = pyplot.subplots(
-                    figsize=(1.6 * len(names) + 1, 1.6 * len(names)), layout="constrained"
-                )
-                module.metrics_of("test").confusion.plot(ax=axes, labels=list(names))
+            if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("test/confusion_matrix", figure, trainer.global_step)
-                logger.experiment.add_text(
-                    "test/samples", self._table(trainer, names, given), trainer.global_step
-                )
+                logger.experiment.add_text("test/samples", samples, trainer.global_step)
 
     def _table(self, trainer: Any, names: tuple[str, ...], given: list[tuple[int, Tensor]]) -> str:
         rows = trainer.datamodule.rows["test"]
