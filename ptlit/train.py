@@ -78,7 +78,7 @@ def fit(training: Training, folder: RunFolder, resume: str | None) -> dict[str, 
 def judge_best(training: Training) -> dict[str, float]:
     """Back to the best checkpoint, and what it reaches on the validation and the test split."""
     trainer, checkpoint = training.trainer, training.checkpoint
-    best = checkpoint.best_model_path or checkpoint.last_model_path
+    best = checkpoint.best_model_path or None  # never validated: the prompt as it is
     measured: dict[str, float] = {}
     for judge in (trainer.validate, trainer.test):
         measured |= judge(
@@ -113,9 +113,9 @@ def finish(training: Training, cfg: DictConfig, folder: RunFolder, metrics: dict
     assert prompt is not None
     folder.write_metrics(metrics)
     write_adapter(folder.adapter, prompt, training.lm.shape, training.lm.name, training.lm.revision)
-    plot_curves(
-        folder.metrics_csv, folder.curves, metrics, title=str(HydraConfig.get().runtime.choices["experiment"])
-    )
+    if folder.metrics_csv.exists():  # not with ~logger.csv
+        title = str(HydraConfig.get().runtime.choices["experiment"])
+        plot_curves(folder.metrics_csv, folder.curves, metrics, title)
     log_settings(training, cfg, metrics)
     print_summary(training, folder, metrics)
 
