@@ -8,6 +8,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from ptlit.data import ClassificationData
@@ -30,24 +31,43 @@ class Training:
 
 
 def build(cfg: DictConfig) -> Training:
+    callbacks: dict[str, Any] = {
+        str(name): make(node) for name, node in (cfg.callbacks or {}).items() if node
+    }
+    if "checkpoint" not in callbacks:
+        raise UserMistake(
+            "callbacks.checkpoint is missing: the best checkpoint is what is tested and exported."
+        )
+    loggers: list[Logger] = [make(node) for node in (cfg.logger or {}).values() if node]
+    trainer = build_trainer(cfg, list(callbacks.values()), loggers)
     lm: FrozenLM = make(cfg.model)
     data: ClassificationData = make(cfg.data, tokenizer=lm.tokenizer, seed=cfg.seed)
     data.setup()
     module = build_module(cfg, lm, data)
     check_room(module.prompted_lm, data.max_length)
-    callbacks: dict[str, Any] = {str(name): make(node) for name, node in cfg.callbacks.items()}
-    loggers: list[Logger] = [make(node) for node in cfg.logger.values()]
-    trainer = build_trainer(cfg, list(callbacks.values()), loggers)
+    validate_once_at_least(trainer, len(data.train_dataloader()))
     return Training(lm, data, module, trainer, callbacks["checkpoint"])
 
 
 def build_trainer(cfg: DictConfig, callbacks: list[Callback], loggers: list[Logger]) -> L.Trainer:
+    """Before the LM, which takes longer to load than Lightning to object."""
+    try:
+        return make(cfg.trainer, callbacks=callbacks, logger=loggers)
+    except InstantiationException as wrapped:
+        if isinstance(wrapped.__cause__, MisconfigurationException | ValueError):
+            raise UserMistake(f"trainer: {str(wrapped.__cause__).strip().splitlines()[0]}") from wrapped
+        raise
+
+
+def validate_once_at_least(trainer: L.Trainer, batches_per_epoch: int) -> None:
     """A run shorter than the interval between validations is validated at its end."""
-    options = options_of(cfg.trainer)
-    interval, steps = options["val_check_interval"], options["max_steps"]
-    if isinstance(interval, int) and 0 < steps < interval:
-        options["val_check_interval"] = steps * options["accumulate_grad_batches"]
-    return make(options, callbacks=callbacks, logger=loggers)
+    limits = [
+        trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps > 0 else 0,
+        trainer.max_epochs * batches_per_epoch if trainer.max_epochs and trainer.max_epochs > 0 else 0,
+    ]
+    batches = min((limit for limit in limits if limit), default=0)
+    if isinstance(trainer.val_check_interval, int) and 0 < batches < trainer.val_check_interval:
+        trainer.val_check_interval = batches
 
 
 def make(node: DictConfig | dict[str, Any], **live: Any) -> Any:
@@ -67,13 +87,13 @@ def options_of(node: DictConfig) -> dict[str, Any]:
 
 def build_module(cfg: DictConfig, lm: FrozenLM, data: ClassificationData) -> SoftPromptModule:
     options = options_of(cfg.prompt)
-    start = options.pop("init")
+    start = options.pop("init", None) or {}
     prompt = make(options, shape=lm.shape)
-    start_prompt(prompt, lm, from_=start["from"], text=start["text"] or data.instruction)
+    start_prompt(prompt, lm, from_=start.get("from", "text"), text=start.get("text") or data.instruction)
     return SoftPromptModule(
         PromptedLM(lm, prompt),
         optimizer=make(cfg.optim),
-        schedule=make(cfg.schedule),
+        schedule=make(cfg.schedule) if cfg.schedule else None,
         label_words=data.label_words,
     )
 

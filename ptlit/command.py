@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from ptlit.config import conf_folder
 from ptlit.mistake import UserMistake
@@ -41,7 +42,7 @@ def command(config_name: str, run: Run) -> Callable[[], None]:
                 raise job.failure
         except UserMistake as mistake:
             sys.exit(str(mistake))
-        except HydraException as problem:
+        except (HydraException, OmegaConfBaseException) as problem:
             sys.exit(in_our_words(problem))
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
@@ -97,5 +98,5 @@ def remove_unused(folder: Path, started: float) -> None:
     if not notes.is_dir() or notes.stat().st_mtime < started:
         return
     others = [path for path in folder.iterdir() if path != notes]
-    if all(path.suffix == ".log" for path in others):
+    if all(path.suffix == ".log" and path.stat().st_mtime >= started for path in others):
         shutil.rmtree(folder)

@@ -2,27 +2,29 @@
 
 import csv
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 
-def read_curves(metrics_csv: Path) -> dict[str, list[tuple[int, float]]]:
-    """Lightning's CSV has a column a metric and blanks where it was not measured."""
-    curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    with metrics_csv.open(newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if value and name not in ("step", "epoch"):
-                    curves[name].append((int(row["step"]), float(value)))
-    return curves
+def read_curves(files: Sequence[Path]) -> dict[str, list[tuple[int, float]]]:
+    """Lightning's CSV has a column a metric and blanks where it was not measured. A later file counts."""
+    curves: dict[str, dict[int, float]] = defaultdict(dict)
+    for path in files:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and name not in ("step", "epoch"):
+                        curves[name][int(row["step"])] = float(value)
+    return {name: sorted(points.items()) for name, points in curves.items()}
 
 
-def plot_curves(metrics_csv: Path, picture: Path, metrics: dict[str, float], title: str) -> None:
-    curves = read_curves(metrics_csv)
+def plot_curves(files: Sequence[Path], picture: Path, metrics: dict[str, float], title: str) -> None:
+    curves = read_curves(files)
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(*zip(*smoothed(curves["train/loss"]), strict=True), label="train", color="tab:blue")
+    left.plot(*zip(*smoothed(curves.get("train/loss", [])), strict=True), label="train", color="tab:blue")
     if "val/loss" in curves:
         left.plot(*zip(*curves["val/loss"], strict=True), "o-", label="val", color="tab:orange", markersize=4)
     left.set(title="loss of the learned tokens", xlabel="step", yscale="log")

@@ -56,6 +56,7 @@ class FrozenLM(nn.Module):
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
+        self.loaded_dtype = model.dtype
         for parameter in model.parameters():
             if parameter.is_floating_point():  # packed integer weights of quantised LMs cannot take the call
                 parameter.requires_grad_(False)
@@ -132,7 +133,12 @@ def load_lm(
     gguf_file: str | None = None,
 ) -> FrozenLM:
     """A causal LM by hub name, local folder or bundled name; loaded once per process, then shared."""
-    return _load_once(name_or_path, dtype, attn_implementation, revision, trust_remote_code, gguf_file)
+    asked = (name_or_path, dtype, attn_implementation, revision, trust_remote_code, gguf_file)
+    lm = _load_once(*asked)
+    if lm.dtype != lm.loaded_dtype:  # a run in true half precision has changed it for good
+        _load_once.cache_clear()
+        lm = _load_once(*asked)
+    return lm
 
 
 @functools.lru_cache(maxsize=1)
@@ -152,13 +158,18 @@ def _load_once(
         print(f"Loading {name_or_path} ...", flush=True)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **attention, **where)
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, ImportError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserMistake(
             f"model.name_or_path={name_or_path} could not be loaded as a causal LM: {reason} "
             f"Give the name of a model on the hub, a local folder, or {', '.join(BUNDLED)}."
         ) from error
-    return FrozenLM(model, tokenizer, source, revision)
+    name = (
+        str(Path(source).resolve())
+        if name_or_path in BUNDLED or Path(name_or_path).is_dir()
+        else name_or_path
+    )
+    return FrozenLM(model, tokenizer, name, revision)
 
 
 def files_of(name_or_path: str, revision: str | None) -> str:

@@ -12,17 +12,24 @@ RESUME = "resume="
 
 
 def resumed(argv: Sequence[str]) -> list[str]:
-    """`argv` followed by the overrides of the run that it resumes; as it is if it resumes none."""
-    folder = next((Path(word.removeprefix(RESUME)) for word in argv if word.startswith(RESUME)), None)
+    """`argv` followed by the overrides and the folder of the run it resumes; as it is if it resumes none."""
+    said = [word.removeprefix(RESUME).strip("'\"") for word in argv if word.startswith(RESUME)]
+    folder = Path(said[-1]) if said else None
     if folder is None or str(folder) in ("null", "."):
         return list(argv)
-    RunFolder(folder).last_checkpoint()
+    new_keys = {_key(word) for word in argv}
+    run = RunFolder(folder)
+    run.last_checkpoint()
+    if run.metrics.is_file() and not new_keys & {"trainer.max_steps", "trainer.max_epochs"}:
+        raise UserMistake(
+            f"resume={folder}: that run is finished; to go beyond it give trainer.max_steps=..."
+        )
     saved = folder / ".hydra" / "overrides.yaml"
     if not saved.is_file():
         raise UserMistake(f"resume={folder}: {saved} is missing, which tells how that run was started.")
-    new_keys = {_key(word) for word in argv}
-    said = [str(word) for word in OmegaConf.load(saved)]
-    return list(argv) + [word for word in said if _key(word) not in new_keys]
+    again = [str(word) for word in OmegaConf.load(saved) if _key(str(word)) not in new_keys]
+    here = [] if "hydra.run.dir" in new_keys else [f"hydra.run.dir='{folder}'"]
+    return [*argv, *again, *here]
 
 
 def _key(word: str) -> str:

@@ -29,6 +29,15 @@ class RunFolder:
         part.write_text(json.dumps({key: metrics[key] for key in sorted(metrics)}, indent=2) + "\n")
         os.replace(part, self.metrics)
 
+    def set_curves_aside(self) -> None:
+        """Lightning's CSV logger begins by deleting what it finds: a resumed run renames its past."""
+        if self.metrics_csv.is_file():
+            self.metrics_csv.rename(self.root / f"metrics.part{len(self.curve_files())}.csv")
+
+    def curve_files(self) -> list[Path]:
+        parts = sorted(self.root.glob("metrics.part*.csv"))
+        return [*parts, self.metrics_csv] if self.metrics_csv.is_file() else parts
+
     def last_checkpoint(self) -> Path:
         path = self.checkpoints / "last.ckpt"
         if not path.is_file():

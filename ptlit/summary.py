@@ -22,13 +22,11 @@ def parameter_counts(module: SoftPromptModule) -> dict[str, float]:
 def print_start(training: Training, folder: RunFolder, choices: Mapping[str, str]) -> None:
     counts = parameter_counts(training.module)
     trainable, total = counts["parameters/trainable"], counts["parameters/total"]
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"[bold]{choices['experiment']}[/bold] on {training.lm.name}")
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{choices['experiment']} on {training.lm.name}")
     console.print(f"trainable {trainable:,} / all {total:,} / {100 * trainable / total:.4f} %")
     if trainable > total / 2:
-        console.print(
-            "[yellow]The prompt is larger than the LM; a smaller prompt.hidden_size may do.[/yellow]"
-        )
+        console.print("The prompt is larger than the LM; a smaller prompt.hidden_size may do.")
     console.print(data_line(training.data))
     console.print(f"run folder {folder.root}\n")
 
@@ -55,12 +53,13 @@ def print_summary(training: Training, folder: RunFolder, metrics: Mapping[str, f
         if f"{place}/accuracy" in metrics:
             cells = [metrics.get(f"{place}/{key}") for key in ("accuracy", "macro_f1", "loss")]
             table.add_row(name, *("" if cell is None else f"{cell:.3f}" for cell in cells))
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(table)
-    console.print(
-        f"{metrics['speed/examples_per_second']:.1f} examples/s, {metrics['seconds/fit']:.0f} s of training, "
-        f"peak memory {metrics['memory/peak_mb']:,.0f} MB"
-    )
+    if "speed/examples_per_second" in metrics:
+        console.print(
+            f"{metrics['speed/examples_per_second']:.1f} examples/s, "
+            f"{metrics['seconds/fit']:.0f} s of training, peak memory {metrics['memory/peak_mb']:,.0f} MB"
+        )
     console.print(f"run folder   {folder.root}")
     console.print(f"PEFT adapter {folder.adapter}")
     console.print(f"curves       {folder.curves}")

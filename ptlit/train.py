@@ -1,18 +1,23 @@
 """Train a soft prompt on a frozen LM: python -m ptlit.train experiment=ptuning_lstm"""
 
 import logging
+import shlex
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import transformers
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig
 
 from ptlit import baseline
 from ptlit.build import Training, build, options_of
+from ptlit.callbacks.test_report import TestReport
 from ptlit.command import command
 from ptlit.config import check
 from ptlit.curves import plot_curves
@@ -31,6 +36,7 @@ def train(cfg: DictConfig) -> float:
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     training = build(cfg)
     folder.write_config(cfg)
+    folder.set_curves_aside()
     metrics = parameter_counts(training.module)
     print_start(training, folder, HydraConfig.get().runtime.choices)
     log_settings(training, cfg, {})
@@ -67,7 +73,10 @@ def fit(training: Training, folder: RunFolder, resume: str | None) -> dict[str, 
     try:
         training.trainer.fit(training.module, datamodule=training.data, ckpt_path=resume, weights_only=True)
     except SystemExit:  # how Lightning ends on Ctrl-C, its checkpoints written
-        print(f"\nInterrupted. To go on: python -m ptlit.train resume={folder.root}", flush=True)
+        resume_word = (
+            shlex.quote(f"resume='{folder.root}'") if "=" in str(folder.root) else f"resume={folder.root}"
+        )
+        print(f"\nInterrupted. To go on: python -m ptlit.train {resume_word}", flush=True)
         raise
     seconds = time.perf_counter() - began
     figures = ("speed/examples_per_second", "memory/peak_mb")
@@ -77,29 +86,33 @@ def fit(training: Training, folder: RunFolder, resume: str | None) -> dict[str, 
 
 def judge_best(training: Training) -> dict[str, float]:
     """Back to the best checkpoint, and what it reaches on the validation and the test split."""
-    trainer, checkpoint = training.trainer, training.checkpoint
-    best = checkpoint.best_model_path or None  # never validated: the prompt as it is
-    measured: dict[str, float] = {}
-    for judge in (trainer.validate, trainer.test):
-        measured |= judge(
-            training.module, datamodule=training.data, ckpt_path=best, weights_only=True, verbose=False
-        )[0]
-    return measured
+    best = training.checkpoint.best_model_path or None  # never validated: the prompt as it is
+    callbacks: list[Callback] = training.trainer.callbacks  # type: ignore[attr-defined]
+    reports = [each for each in callbacks if isinstance(each, TestReport)]
+    boards = [each for each in training.trainer.loggers if isinstance(each, TensorBoardLogger)]
+    where: dict[str, Any] = {"datamodule": training.data, "ckpt_path": best, "weights_only": True}
+    validated = judge(training).validate(training.module, **where, verbose=False)[0]
+    tested = judge(training, reports, boards).test(training.module, **where, verbose=False)[0]
+    return {**validated, **tested}
 
 
-def baselines(training: Training) -> dict[str, float]:
-    judge = L.Trainer(
+def judge(training: Training, reports: Sequence[Callback] = (), boards: Sequence[Logger] = ()) -> L.Trainer:
+    """One process, whatever trained: no row is judged twice, and the training's log ends with it."""
+    return L.Trainer(
         accelerator="cpu" if training.trainer.strategy.root_device.type == "cpu" else "auto",
         devices=1,
         precision=training.trainer.precision,
-        logger=False,
-        callbacks=[TQDMProgressBar()],
+        logger=list(boards),
+        callbacks=[TQDMProgressBar(), *reports],
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def baselines(training: Training) -> dict[str, float]:
     found = {
-        "hard_prompt": baseline.hard_prompt(training.lm, training.data, judge),
+        "hard_prompt": baseline.hard_prompt(training.lm, training.data, judge(training)),
         **baseline.majority(training.data),
     }
     return {
@@ -113,9 +126,8 @@ def finish(training: Training, cfg: DictConfig, folder: RunFolder, metrics: dict
     assert prompt is not None
     folder.write_metrics(metrics)
     write_adapter(folder.adapter, prompt, training.lm.shape, training.lm.name, training.lm.revision)
-    if folder.metrics_csv.exists():  # not with ~logger.csv
-        title = str(HydraConfig.get().runtime.choices["experiment"])
-        plot_curves(folder.metrics_csv, folder.curves, metrics, title)
+    title = str(HydraConfig.get().runtime.choices["experiment"])
+    plot_curves(folder.curve_files(), folder.curves, metrics, title)
     log_settings(training, cfg, metrics)
     print_summary(training, folder, metrics)
 
@@ -125,12 +137,13 @@ def log_settings(training: Training, cfg: DictConfig, metrics: dict[str, float])
     settings = {
         f"{group}.{key}": value
         for group in ("model", "data", "prompt", "optim", "schedule", "trainer")
+        if cfg[group]
         for key, value in options_of(cfg[group]).items()
         if isinstance(value, (int, float, str, bool)) and not key.startswith("_")
     } | {"prompt.method": type(training.module.prompted_lm.prompt).__name__, "seed": cfg.seed}
     shown = ("test/accuracy", "test/macro_f1", "test/loss", str(training.checkpoint.monitor))
     for logger in training.trainer.loggers:
-        if isinstance(logger, L.pytorch.loggers.TensorBoardLogger):
+        if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(settings, {name: metrics.get(name, float("nan")) for name in shown})
             logger.save()
 

@@ -58,6 +58,16 @@ def run(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def run_as_said(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Nothing but these words: resuming knows the rest."""
+    said = [sys.executable, "-m", "ptlit.train", *words]
+    return subprocess.run(said, cwd=place, env=OFFLINE, capture_output=True, text=True, timeout=300)
+
+
+def without_timings(metrics: dict[str, float]) -> dict[str, float]:
+    return {k: v for k, v in metrics.items() if not k.startswith(("speed/", "memory/", "seconds/"))}
+
+
 @pytest.fixture(scope="module")
 def finished(place: Path) -> tuple[Path, str]:
     done = run(place, "experiment=ptuning_lstm", "trainer.max_steps=30", "hydra.run.dir=run1")
@@ -148,10 +158,7 @@ def test_the_same_command_gives_the_same_numbers(finished: tuple[Path, str], pla
     again = run(place, "experiment=ptuning_lstm", "trainer.max_steps=30", "hydra.run.dir=run2")
     assert again.returncode == 0, again.stderr
     first, second = (json.loads((place / name / "metrics.json").read_text()) for name in ("run1", "run2"))
-    timings = ("speed/", "memory/", "seconds/")
-    assert {k: v for k, v in first.items() if not k.startswith(timings)} == {
-        k: v for k, v in second.items() if not k.startswith(timings)
-    }
+    assert without_timings(first) == without_timings(second)
 
 
 def test_a_sweep_on_two_processes_a_job_goes_on_after_a_failure(place: Path) -> None:
@@ -180,6 +187,8 @@ def test_a_sweep_on_two_processes_a_job_goes_on_after_a_failure(place: Path) -> 
         place / "sweep" / "prompt.num_virtual_tokens=3" / "adapter" / "adapter_model.safetensors"
     ).is_file()
     assert "failed" in sweep.stdout
+    curves = (place / "sweep" / "prompt.num_virtual_tokens=3" / "metrics.csv").read_text()
+    assert "train/loss" in curves and "val/macro_f1" in curves
 
 
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_as_if_nothing_had_happened(
@@ -203,13 +212,20 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_as_if_nothing_had
     assert "resume=" in said
     assert not (place / "cut" / "metrics.json").exists()
 
-    resumed = run(place, "resume=cut", "hydra.run.dir=resumed")
+    resumed = run_as_said(place, "resume=cut")
     assert resumed.returncode == 0, resumed.stderr
     whole, rest = (
         torch.load(place / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for name in ("run1", "resumed")
+        for name in ("run1", "cut")
     )
     assert all(torch.equal(whole[key], rest[key]) for key in whole)
+    metrics, resumed_metrics = (
+        json.loads((place / name / "metrics.json").read_text()) for name in ("run1", "cut")
+    )
+    assert without_timings(metrics) == without_timings(resumed_metrics)
+    again = run_as_said(place, "resume=cut")
+    assert again.returncode == 1
+    assert "that run is finished" in again.stderr
 
 
 @pytest.mark.parametrize(
