@@ -198,13 +198,18 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_as_if_nothing_had
     process = subprocess.Popen(
         command(*words, "hydra.run.dir=cut"),
         cwd=place,
+        env=OFFLINE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background job ignores it
     )
     deadline = time.monotonic() + 120
-    while not (place / "cut" / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+    while not (place / "cut" / "checkpoints" / "best.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
+    time.sleep(0.1)  # past the first validation
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
