@@ -38,8 +38,11 @@ class RunFolder:
         parts = sorted(self.root.glob("metrics.part*.csv"))
         return [*parts, self.metrics_csv] if self.metrics_csv.is_file() else parts
 
+    def has_checkpoint(self) -> bool:
+        return (self.checkpoints / "last.ckpt").is_file()
+
     def last_checkpoint(self) -> Path:
         path = self.checkpoints / "last.ckpt"
-        if not path.is_file():
+        if not self.has_checkpoint():
             raise UserMistake(f"resume={self.root}: there is no checkpoint at {path} to go on from.")
         return path

@@ -72,7 +72,9 @@ def fit(training: Training, folder: RunFolder, resume: str | None) -> dict[str, 
     began = time.perf_counter()
     try:
         training.trainer.fit(training.module, datamodule=training.data, ckpt_path=resume, weights_only=True)
-    except SystemExit:  # how Lightning ends on Ctrl-C, its checkpoints written
+    except SystemExit:  # how Lightning ends on Ctrl-C
+        if not folder.has_checkpoint():
+            raise
         resume_word = (
             shlex.quote(f"resume='{folder.root}'") if "=" in str(folder.root) else f"resume={folder.root}"
         )
