@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from ptlit.bundled_lm import smollm2_folder
 from ptlit.hub import hub_is_reachable
 from ptlit.mistake import UserMistake
+from ptlit.packing import can_pack
 
 BUNDLED = {"bundled/SmolLM2-135M-Instruct": smollm2_folder}
 
@@ -50,17 +51,20 @@ class FrozenLM(nn.Module):
         tokenizer: Any = None,  # of transformers; needed only by those who start from a text
         name: str = "in-memory",
         revision: str | None = None,
+        gradient_checkpointing: bool = False,
     ):
         super().__init__()
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
+        self.gradient_checkpointing = gradient_checkpointing
         self.loaded_dtype = model.dtype
         for parameter in model.parameters():
             if parameter.is_floating_point():  # packed integer weights of quantised LMs cannot take the call
                 parameter.requires_grad_(False)
         self.shape = measure_shape(model)
+        self.packs = self.shape.all_layers_attend and can_pack(model)
         self._register_state_dict_hook(_drop_keys)
         self._register_load_state_dict_pre_hook(_remember_place, with_module=True)
         self.register_load_state_dict_post_hook(_do_not_miss_keys)
@@ -108,7 +112,8 @@ def measure_shape(model: PreTrainedModel) -> LMShape:
     config = model.config.get_text_config()
     with torch.no_grad():
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        cache = model(input_ids=token, use_cache=True).get("past_key_values")
+        read = model(input_ids=token, attention_mask=torch.ones_like(token), use_cache=True)
+        cache = read.get("past_key_values")
     layers = cache.layers if isinstance(cache, Cache) else []
     attending: list[Any] = [layer for layer in layers if isinstance(layer, DynamicLayer)]
     sizes = {tensor.shape for layer in attending for tensor in (layer.keys, layer.values)}
@@ -131,6 +136,7 @@ def load_lm(
     revision: str | None = None,
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
+    gradient_checkpointing: bool = False,
 ) -> FrozenLM:
     """A causal LM by hub name, local folder or bundled name; loaded once per process, then shared."""
     asked = (name_or_path, dtype, attn_implementation, revision, trust_remote_code, gguf_file)
@@ -138,6 +144,7 @@ def load_lm(
     if lm.dtype != lm.loaded_dtype:  # a run in true half precision has changed it for good
         _load_once.cache_clear()
         lm = _load_once(*asked)
+    lm.gradient_checkpointing = gradient_checkpointing
     return lm
 
 

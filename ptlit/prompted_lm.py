@@ -7,7 +7,7 @@ values, and it is the reference that tests hold the first against.
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from transformers import Cache, PreTrainedModel
 
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
+from ptlit.packing import Pack, read_packed
 from ptlit.prefix import Prefix
 from ptlit.prompt import EmbeddingPrompt, SoftPrompt
+from ptlit.recompute import recomputing
 
 
 class PromptedLM(nn.Module):
@@ -57,9 +59,12 @@ class PromptedLM(nn.Module):
         """
         if self._copies:
             return self.forward_concatenated(input_ids, attention_mask, keep)
+        if self.lm.packs:
+            return self._packed_logits(input_ids, attention_mask, keep, prefix)
         prefix = prefix if prefix is not None else self.prefix()
         cache = prefix.shared_cache() if prefix is not None else None
-        return self._logits(input_ids, attention_mask, keep, cache)
+        with self._saving_memory():
+            return self._logits(input_ids, attention_mask, keep, cache)
 
     def forward_concatenated(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> Tensor:
         """The same by the slow route: the virtual tokens are copied into every row."""
@@ -92,9 +97,9 @@ class PromptedLM(nn.Module):
         prefix = prefix if prefix is not None else self.prefix()
         lengths = attention_mask.sum(1)
         if max(map(len, label_ids)) == 1:
-            cache = prefix.shared_cache() if prefix is not None else None
             places = torch.arange(input_ids.shape[1], device=input_ids.device)
-            logits = self._logits(input_ids, attention_mask, places == lengths[:, None] - 1, cache)  # (B, V)
+            last = places == lengths[:, None] - 1
+            logits = self.forward(input_ids, attention_mask, last, prefix)  # (B, V)
             return logits.float().log_softmax(-1)[:, [ids[0] for ids in label_ids]]
         scores = torch.zeros(len(input_ids), len(label_ids), dtype=torch.float32, device=input_ids.device)
         for (
@@ -170,6 +175,22 @@ class PromptedLM(nn.Module):
             **generation,
         )
 
+    def _packed_logits(
+        self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, prefix: Prefix | None
+    ) -> Tensor:
+        real = attention_mask.bool()
+        ids, keep = input_ids[real][None], keep[real][None]  # (1, N)
+        if prefix is None and isinstance(self.prompt, EmbeddingPrompt):
+            virtual = self.prompt().to(self.lm.dtype)[None]  # (1, P, H)
+            pack = Pack.of(attention_mask, shared=self.num_virtual_tokens)
+            tokens = {"inputs_embeds": torch.cat([virtual, self.lm.embed(ids)], dim=1)}
+            keep = nn.functional.pad(keep, (self.num_virtual_tokens, 0))
+        else:
+            pack = Pack.of(attention_mask, prefix=prefix if prefix is not None else self.prefix())
+            tokens = {"input_ids": ids}
+        with _head_sees_only(self.lm.model, keep), self._saving_memory():
+            return read_packed(self.lm.model, pack, **tokens)[0]
+
     def _logits(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, cache: Cache | None) -> Tensor:
         mask = self._seen(attention_mask)  # (B, P + all tokens so far)
         with _head_sees_only(self.lm.model, keep):
@@ -177,9 +198,13 @@ class PromptedLM(nn.Module):
                 input_ids=input_ids,
                 attention_mask=mask,
                 past_key_values=cache,
-                use_cache=cache is not None,
+                use_cache=False,  # the one it is given is used; none is made
                 **self._positions(mask, mask.shape[1] - input_ids.shape[1]),
             ).logits[0]
+
+    def _saving_memory(self) -> AbstractContextManager[None]:
+        saves = self.lm.gradient_checkpointing and torch.is_grad_enabled()
+        return recomputing(self.lm.model) if saves else nullcontext()
 
     def _behind_virtual_tokens(self, input_ids: Tensor) -> Tensor:
         assert self.prompt is not None

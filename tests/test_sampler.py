@@ -10,14 +10,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from ptlit.data import sampler as sampler_file
 from ptlit.data.collate import Collate, IndexedRow
 from ptlit.data.loader import ResumableLoader
-from ptlit.data.sampler import LengthBucketedBatches
+from ptlit.data.sampler import Batches
 
 LENGTHS = random.Random(0).choices(range(3, 60), k=203)
 
 
 def batches_of(rank, world_size, monkeypatch, **options):
     monkeypatch.setattr(sampler_file, "_rank_and_world_size", lambda: (rank, world_size))
-    sampler = LengthBucketedBatches(LENGTHS, 8, **options)
+    sampler = Batches(LENGTHS, 8, **options)
     batches = list(sampler)
     assert len(sampler) == len(batches)
     return batches
@@ -29,7 +29,7 @@ def make_loader(num_workers=0, seed=1):
         for i, length in enumerate(LENGTHS)
     ]
     return ResumableLoader(
-        rows, LengthBucketedBatches(LENGTHS, 8, seed=seed), Collate(0), num_workers=num_workers, seed=seed
+        rows, Batches(LENGTHS, 8, seed=seed), Collate(0), num_workers=num_workers, seed=seed
     )
 
 
@@ -39,18 +39,18 @@ def seen(loader):
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_every_row_once_per_epoch(shuffle):
-    batches = LengthBucketedBatches(LENGTHS, 8, shuffle=shuffle)
+    batches = Batches(LENGTHS, 8, shuffle=shuffle)
     assert sorted(row for batch in batches for row in batch) == list(range(203))
     assert len(batches) == len(list(batches)) == 26
 
 
 def test_order_depends_on_seed_and_epoch_alone():
-    one, other = LengthBucketedBatches(LENGTHS, 8, seed=1), LengthBucketedBatches(LENGTHS, 8, seed=1)
+    one, other = Batches(LENGTHS, 8, seed=1), Batches(LENGTHS, 8, seed=1)
     torch.rand(3)
     assert list(one) == list(other)
     other.set_epoch(1)
     assert list(one) != list(other)
-    assert list(one) != list(LengthBucketedBatches(LENGTHS, 8, seed=2))
+    assert list(one) != list(Batches(LENGTHS, 8, seed=2))
 
 
 def test_rows_of_a_batch_are_of_like_length():
@@ -59,17 +59,32 @@ def test_rows_of_a_batch_are_of_like_length():
 
     order = torch.randperm(203, generator=torch.Generator().manual_seed(0)).tolist()
     by_chance = [order[i : i + 8] for i in range(0, 203, 8)]
-    assert padding(LengthBucketedBatches(LENGTHS, 8)) < 0.2 * padding(by_chance)
+    assert padding(Batches(LENGTHS, 8)) < 0.2 * padding(by_chance)
 
 
-def test_the_partial_batch_can_be_dropped():
-    batches = list(LengthBucketedBatches(LENGTHS, 8, drop_last=True))
-    assert len(batches) == 25 and {len(batch) for batch in batches} == {8}
+def test_batches_of_so_many_tokens():
+    batches = Batches(LENGTHS, 8, max_tokens=128)
+    sizes = [len(batch) for batch in batches]
+    assert all(sum(LENGTHS[row] for row in batch) <= 128 for batch in batches)
+    assert sum(LENGTHS) / (128 * len(sizes)) > 0.75  # hardly any room is left
+    assert sorted(row for batch in batches for row in batch) == list(range(203))
+    first = {frozenset(batch) for batch in batches}
+    batches.set_epoch(1)
+    assert len(list(batches)) == len(batches) == len(sizes)
+    assert len(first & {frozenset(batch) for batch in batches}) < 0.2 * len(sizes)
 
 
+def test_rows_of_any_length_share_a_batch():
+    batches = Batches(LENGTHS, 8, by_length=False)
+    assert sorted(row for batch in batches for row in batch) == list(range(203))
+    spread = [max(LENGTHS[i] for i in batch) - min(LENGTHS[i] for i in batch) for batch in batches]
+    assert sum(spread) / len(spread) > 30
+
+
+@pytest.mark.parametrize("options", [{}, {"max_tokens": 128}, {"by_length": False}])
 @pytest.mark.parametrize("world_size", [2, 3, 7, 40])
-def test_ranks_share_out_the_training_rows_equally(monkeypatch, world_size):
-    ranks = [batches_of(rank, world_size, monkeypatch) for rank in range(world_size)]
+def test_ranks_share_out_the_training_rows_equally(monkeypatch, world_size, options):
+    ranks = [batches_of(rank, world_size, monkeypatch, **options) for rank in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
     assert {row for batches in ranks for batch in batches for row in batch} == set(range(203))
 

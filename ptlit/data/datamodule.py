@@ -13,7 +13,7 @@ from ptlit.data.example import encode_all
 from ptlit.data.label_words import LabelWords
 from ptlit.data.loader import ResumableLoader
 from ptlit.data.rows import Columns, SourceRow, clean_rows
-from ptlit.data.sampler import LengthBucketedBatches
+from ptlit.data.sampler import Batches
 from ptlit.data.sources import BUNDLED, read_splits
 from ptlit.data.splitting import limited, same_text, split_by_content
 from ptlit.data.templates import Template
@@ -56,6 +56,8 @@ class ClassificationData(lightning.LightningDataModule):
         instruction: str | None = None,
         max_length: int = 256,
         batch_size: int = 8,
+        max_tokens: int | None = None,
+        by_length: bool = True,
         eval_batch_size: int = 32,
         limit: int | None = None,
         val_limit: int | None = None,
@@ -77,6 +79,13 @@ class ClassificationData(lightning.LightningDataModule):
         self._instruction = instruction
         self.max_length = _at_least(1, "max_length", max_length)
         self.batch_size = _at_least(1, "batch_size", batch_size)
+        self.max_tokens = _at_least_one_or_all("max_tokens", max_tokens)
+        if max_tokens is not None and max_tokens < max_length:
+            raise UserMistake(
+                f"data.max_tokens={max_tokens} does not hold one row of data.max_length={max_length} tokens: "
+                "raise the one or lower the other."
+            )
+        self.by_length = by_length
         self.eval_batch_size = _at_least(1, "eval_batch_size", eval_batch_size)
         self.limits = {
             "train": _at_least_one_or_all("limit", limit),
@@ -192,19 +201,30 @@ class ClassificationData(lightning.LightningDataModule):
         return Summary(splits=splits, notes=list(self.notes))
 
     def train_dataloader(self) -> ResumableLoader:
-        return self._loader("train", self.batch_size)
+        batches = Batches(
+            self._lengths("train"),
+            self.batch_size,
+            max_tokens=self.max_tokens,
+            by_length=self.by_length,
+            seed=self.seed,
+        )
+        return self._loader("train", batches)
 
     def val_dataloader(self) -> ResumableLoader:
-        return self._loader("val", self.eval_batch_size)
+        return self._loader("val", self._in_order("val"))
 
     def test_dataloader(self) -> ResumableLoader:
-        return self._loader("test", self.eval_batch_size)
+        return self._loader("test", self._in_order("test"))
 
-    def _loader(self, split: str, batch_size: int) -> ResumableLoader:
-        rows = self.encoded[split]
-        lengths = [len(row["input_ids"]) for row in rows]
-        batches = LengthBucketedBatches(lengths, batch_size, seed=self.seed, shuffle=split == "train")
+    def _in_order(self, split: str) -> Batches:
+        return Batches(self._lengths(split), self.eval_batch_size, shuffle=False)
+
+    def _lengths(self, split: str) -> list[int]:
+        return [len(row["input_ids"]) for row in self.encoded[split]]
+
+    def _loader(self, split: str, batches: Batches) -> ResumableLoader:
         collate = Collate(self.tokenizer.pad_token_id or 0)
+        rows = self.encoded[split]
         return ResumableLoader(rows, batches, collate, num_workers=self.num_workers, seed=self.seed)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ptlit.data.collate import Batch, Collate, IndexedRow
-from ptlit.data.sampler import LengthBucketedBatches
+from ptlit.data.sampler import Batches
 
 
 class Progress(TypedDict):
@@ -24,7 +24,7 @@ class ResumableLoader(DataLoader[Batch]):
     def __init__(
         self,
         rows: list[IndexedRow],
-        batches: LengthBucketedBatches,
+        batches: Batches,
         collate: Collate,
         *,
         num_workers: int = 0,

@@ -1,0 +1,190 @@
+"""Rows laid end to end, without padding: every matrix product of the LM sees real tokens only.
+
+Inside attention alone the rows take their own places again, behind what all of them see: a prefix, or virtual
+tokens that run along at the front of the pack and so share the LM's matrix products with the text. The only
+file that touches the attention API of transformers.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ptlit.prefix import Prefix
+
+PACKED = "ptlit_packed"
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Which place each of the N packed tokens has in its row; B rows, the longest of T tokens."""
+
+    rows: int  # B
+    longest: int  # T
+    places: Tensor  # (N,) in the padded rows, (B * T)
+    shared: int = 0  # tokens at the front of the pack that every row sees
+    prefix: Prefix | None = None  # keys and values that every row sees; one of the two at most
+
+    @classmethod
+    def of(cls, attention_mask: Tensor, shared: int = 0, prefix: Prefix | None = None) -> "Pack":
+        """From the mask (B, T) of right-padded rows."""
+        rows, longest = attention_mask.shape
+        return cls(rows, longest, attention_mask.flatten().nonzero()[:, 0], shared, prefix)
+
+    @property
+    def seen_by_all(self) -> int:
+        return self.prefix.length if self.prefix is not None else self.shared
+
+    @property
+    def positions(self) -> Tensor:
+        """(1, S + N): every row goes on from what all of them see."""
+        lead = torch.arange(self.shared, device=self.places.device)
+        return torch.cat([lead, self.seen_by_all + self.places % self.longest])[None]
+
+    def as_rows(self, packed: Tensor) -> Tensor:
+        """(1, K, N, D) to (B, K, T, D); what no token fills is zero."""
+        tokens = packed[0].transpose(0, 1)  # (N, K, D)
+        if len(self.places) < self.rows * self.longest:
+            places = tokens.new_zeros(self.rows * self.longest, *tokens.shape[1:])
+            tokens = places.index_copy(0, self.places, tokens)
+        return tokens.view(self.rows, self.longest, *tokens.shape[1:]).transpose(1, 2)
+
+    def as_pack(self, rows: Tensor) -> Tensor:
+        """(B, T, H, D) to (1, N, H, D)."""
+        tokens = rows.flatten(0, 1)  # (B * T, H, D)
+        if len(self.places) < len(tokens):
+            tokens = tokens.index_select(0, self.places)
+        return tokens[None]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    pack: Pack
+    config: PreTrainedConfig
+    attention: str  # the implementation that computes
+
+
+_current: ContextVar[_Reading] = ContextVar("reading")
+
+
+@contextmanager
+def packed(model: PreTrainedModel, pack: Pack) -> Iterator[None]:
+    """Inside, the model reads its one row as the rows of `pack`."""
+    config = model.config.get_text_config()
+    with _within(_Reading(pack, config, config._attn_implementation)):
+        yield
+
+
+def as_now() -> AbstractContextManager[None]:
+    """To be entered when a layer runs a second time: after the pack was left, perhaps in another thread."""
+    reading = _current.get(None)
+    return _within(reading) if reading is not None else nullcontext()
+
+
+@contextmanager
+def _within(reading: _Reading) -> Iterator[None]:
+    token = _current.set(reading)
+    reading.config._attn_implementation = PACKED
+    try:
+        yield
+    finally:
+        reading.config._attn_implementation = reading.attention
+        _current.reset(token)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
+) -> tuple[Tensor, None]:
+    """(1, heads, S + N, D) to (1, S + N, heads, D)."""
+    pack, attention = _current.get().pack, ALL_ATTENTION_FUNCTIONS[_current.get().attention]
+    front = pack.shared
+    seen_keys, seen_values = key[:, :, :front], value[:, :, :front]  # (1, K, S, D)
+    if pack.prefix is not None:
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        seen_keys = pack.prefix.keys[layer][None].to(key.dtype)
+        seen_values = pack.prefix.values[layer][None].to(value.dtype)
+    every_row = (pack.rows, -1, -1, -1)
+    outcome, _ = attention(
+        module,
+        pack.as_rows(query[:, :, front:]),
+        torch.cat([seen_keys.expand(every_row), pack.as_rows(key[:, :, front:])], dim=2),
+        torch.cat([seen_values.expand(every_row), pack.as_rows(value[:, :, front:])], dim=2),
+        mask[:, :, pack.seen_by_all :],
+        **options,
+    )
+    text = pack.as_pack(outcome)
+    if not front:
+        return text, None
+    lead, _ = attention(
+        module,
+        query[:, :, :front],
+        key[:, :, :front],
+        value[:, :, :front],
+        mask[:, :, :front, :front],
+        **options,
+    )
+    return torch.cat([lead, text], dim=1), None
+
+
+def _mask(
+    mask_function: Any, device: torch.device, use_vmap: bool = False, **sizes_of_the_pack: Any
+) -> Tensor:
+    """(1, 1, P + T, P + T) for the longest row behind what all see. It serves every row: padding stands at
+    the end, where causality hides it.
+    """
+    pack, masks = _current.get().pack, ALL_MASK_ATTENTION_FUNCTIONS[_current.get().attention]
+    longest = pack.seen_by_all + pack.longest
+    return masks(
+        batch_size=1,
+        q_length=longest,
+        kv_length=longest,
+        mask_function=mask_function,
+        allow_is_causal_skip=False,
+        use_vmap=use_vmap,
+        device=device,
+    )
+
+
+AttentionInterface.register(PACKED, _attend)
+AttentionMaskInterface.register(PACKED, _mask)
+
+
+@torch.no_grad()
+def can_pack(model: PreTrainedModel) -> bool:
+    """Try it and look: two rows behind two shared tokens, packed, must be what each row is by itself."""
+    computes = model.config.get_text_config()._attn_implementation
+    if model.device.type == "meta" or computes not in ALL_ATTENTION_FUNCTIONS:
+        return False
+    ids = torch.arange(3, 11, device=model.device) % model.config.get_text_config().vocab_size
+    shared, rows = ids[:2], [ids[2:3], ids[3:8]]
+    alone = torch.cat([_read(model, torch.cat([shared, row]))[2:] for row in rows])
+    mask = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 1, 1, 1]], device=model.device)
+    embeddings = model.get_input_embeddings()(shared)
+    try:
+        prefix = Prefix.from_embeddings(embeddings, model)
+        behind_prefix = read_packed(model, Pack.of(mask, prefix=prefix), input_ids=torch.cat(rows)[None])
+        running_along = read_packed(model, Pack.of(mask, shared=2), input_ids=ids[None])[:, 2:]
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return False  # the family hands something else to its attention
+    allowed = float(alone.abs().max()) * (1e-4 if alone.dtype in (torch.float32, torch.float64) else 3e-2)
+    return all(float((each[0] - alone).abs().max()) <= allowed for each in (behind_prefix, running_along))
+
+
+def _read(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    return model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], use_cache=False).logits[0]
+
+
+def read_packed(model: PreTrainedModel, pack: Pack, **tokens: Tensor) -> Tensor:
+    """Logits for `input_ids` or `inputs_embeds` of shape (1, S + N, ...)."""
+    positions = pack.positions
+    with packed(model, pack):
+        return model(
+            **tokens, attention_mask=torch.ones_like(positions), position_ids=positions, use_cache=False
+        ).logits

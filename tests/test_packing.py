@@ -1,0 +1,129 @@
+"""Rows without padding, and layers that run twice: the same numbers as the plain way, everywhere."""
+
+import pytest
+import torch
+from methods import METHODS, make_prompt
+from tiny import ARCHITECTURES, WITHOUT_KEYS_AND_VALUES, padded_rows, tiny_lm
+from torch import Tensor
+
+from ptlit.lm import FrozenLM
+from ptlit.loss import learned_positions, learned_token_loss
+from ptlit.packing import Pack
+from ptlit.prompt import EmbeddingPrompt
+from ptlit.prompted_lm import PromptedLM
+
+PACKING = ("gpt2", "llama", "qwen3", "gemma3", "opt")
+
+every_packing_pair = pytest.mark.parametrize(
+    ("architecture", "method"), [(lm, method) for lm in PACKING for method in METHODS]
+)
+
+
+@pytest.fixture(scope="module")
+def lms() -> dict[str, FrozenLM]:
+    """In float64, with weights so large that everything depends on everything."""
+    found = {}
+    for name in ARCHITECTURES:
+        lm = tiny_lm(name, spread=0.3)
+        found[name] = FrozenLM(lm.model.double(), lm.tokenizer)
+    return found
+
+
+@pytest.fixture
+def lm(lms: dict[str, FrozenLM], architecture: str, monkeypatch: pytest.MonkeyPatch) -> FrozenLM:
+    """Of the fixture above, its switches back in place afterwards."""
+    lm = lms[architecture]
+    monkeypatch.setattr(lm, "packs", lm.packs)
+    monkeypatch.setattr(lm, "gradient_checkpointing", False)
+    return lm
+
+
+def prompted(lm: FrozenLM, method: str) -> PromptedLM:
+    torch.manual_seed(7)
+    return PromptedLM(lm, make_prompt(method, lm.shape).double()).eval()
+
+
+def logits_and_gradients(prompted_lm: PromptedLM) -> tuple[Tensor, list[Tensor]]:
+    ids, mask, labels = padded_rows()
+    keep, targets = learned_positions(labels)
+    logits = prompted_lm(ids, mask, keep)
+    loss = learned_token_loss(logits, targets)
+    return logits.detach(), list(torch.autograd.grad(loss, list(prompted_lm.prompt.parameters())))
+
+
+def test_which_families_pack(lms: dict[str, FrozenLM]) -> None:
+    assert {name for name, lm in lms.items() if lm.packs} == set(PACKING)
+    assert not any(tiny_lm(name).packs for name in WITHOUT_KEYS_AND_VALUES)
+
+
+def test_an_attention_that_cannot_be_replaced_is_not() -> None:
+    model = tiny_lm("llama").model
+    model.set_attn_implementation("eager")
+    assert not FrozenLM(model).packs
+
+
+@every_packing_pair
+def test_packed_rows_equal_padded_rows(lm: FrozenLM, method: str) -> None:
+    prompted_lm = prompted(lm, method)
+    packed, packed_gradients = logits_and_gradients(prompted_lm)
+    lm.packs = False
+    padded, padded_gradients = logits_and_gradients(prompted_lm)
+    torch.testing.assert_close(packed, padded, rtol=1e-9, atol=1e-9 * float(padded.abs().max()))
+    for one, other in zip(packed_gradients, padded_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9 * float(other.abs().max()))
+
+
+@every_packing_pair
+def test_no_packed_row_sees_another(lm: FrozenLM, method: str) -> None:
+    prompted_lm = prompted(lm, method)
+    ids, mask, _ = padded_rows()
+    before = prompted_lm(ids, mask, mask.bool())
+    changed = ids.clone()
+    changed[1] = 3 + (changed[1] + 50) % 200  # a row in the middle of the pack
+    after = prompted_lm(changed, mask, mask.bool())
+    of_that_row = torch.repeat_interleave(torch.arange(len(ids)), mask.sum(1)) == 1
+    assert torch.equal(before[~of_that_row], after[~of_that_row])
+    assert not torch.allclose(before[of_that_row], after[of_that_row])
+
+
+@pytest.mark.parametrize("architecture", PACKING)
+@pytest.mark.parametrize("method", [m for m in METHODS if "prefix" not in m and "v2" not in m])
+def test_virtual_tokens_running_along_equal_their_prefix(lm: FrozenLM, method: str) -> None:
+    prompted_lm = prompted(lm, method)
+    assert isinstance(prompted_lm.prompt, EmbeddingPrompt)
+    ids, mask, labels = padded_rows()
+    keep, _ = learned_positions(labels)
+    with torch.no_grad():
+        along, behind = prompted_lm(ids, mask, keep), prompted_lm(ids, mask, keep, prompted_lm.prefix())
+    torch.testing.assert_close(along, behind, rtol=1e-9, atol=1e-9 * float(behind.abs().max()))
+
+
+def test_positions_start_anew_in_every_row() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert Pack.of(mask, shared=2).positions.tolist() == [[0, 1, 2, 3, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("architecture", "packs"), [(lm, False) for lm in ARCHITECTURES] + [(lm, True) for lm in PACKING]
+)
+def test_checkpointing_changes_no_gradient_and_saves_memory(lm: FrozenLM, method: str, packs: bool) -> None:
+    lm.packs = packs
+    prompted_lm = prompted(lm, method)
+    kept = {}
+    found = {}
+    for lm.gradient_checkpointing in (False, True):
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            found[lm.gradient_checkpointing] = logits_and_gradients(prompted_lm)
+        kept[lm.gradient_checkpointing] = sum(sizes.values())
+    (logits, gradients), (again, gradients_again) = found[False], found[True]
+    assert torch.equal(logits, again)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, gradients_again, strict=True))
+    assert kept[True] < kept[False]
+    assert not any(module.training for module in lm.model.modules())
