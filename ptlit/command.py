@@ -25,6 +25,7 @@ from ptlit.resume import resumed
 Run = Callable[[DictConfig], float | None]
 
 INTERRUPTED = 130  # what shells call a program that Ctrl+C ended
+TERMINATED = 143  # and one that SIGTERM ended
 ERROR_FILE = "error.txt"  # in the folder of a sweep's job that failed
 
 
@@ -46,10 +47,17 @@ def command(config_name: str, run: Run) -> Callable[[], None]:
             sys.exit(in_our_words(problem))
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
-        except SystemExit as end:  # Lightning answers Ctrl+C by saving, and then exits with 1
-            sys.exit(INTERRUPTED if isinstance(end.__context__, KeyboardInterrupt) else end.code)
+        except SystemExit as end:
+            sys.exit(exit_code(end))
 
     return main
+
+
+def exit_code(end: SystemExit) -> int | str | None:
+    """Lightning answers Ctrl+C and SIGTERM by saving, and then exits with 1 and 0."""
+    if isinstance(end.__context__, KeyboardInterrupt):
+        return INTERRUPTED
+    return TERMINATED if type(end).__name__ == "SIGTERMException" else end.code
 
 
 class Job:

@@ -118,6 +118,11 @@ class SoftPromptModule(L.LightningModule):
     def on_predict_epoch_start(self) -> None:
         self._prefix = None
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What was last measured goes along: nobody has to judge the best prompt a second time."""
+        found = self.trainer.callback_metrics.items()
+        checkpoint["validated"] = {name: value.item() for name, value in found if name.startswith("val/")}
+
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
         if self.make_schedule is None:

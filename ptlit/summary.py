@@ -1,6 +1,8 @@
 """What a run says before it starts and when it has ended."""
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +30,7 @@ def print_start(training: Training, folder: RunFolder, choices: Mapping[str, str
     if trainable > total / 2:
         console.print("The prompt is larger than the LM; a smaller prompt.hidden_size may do.")
     console.print(data_line(training.data))
-    console.print(f"run folder {folder.root}\n")
+    console.print(f"run folder {from_here(folder.root)}\n")
 
 
 def data_line(data: ClassificationData) -> str:
@@ -60,7 +62,13 @@ def print_summary(training: Training, folder: RunFolder, metrics: Mapping[str, f
             f"{metrics['speed/examples_per_second']:.1f} examples/s, "
             f"{metrics['seconds/fit']:.0f} s of training, peak memory {metrics['memory/peak_mb']:,.0f} MB"
         )
-    console.print(f"run folder   {folder.root}")
-    console.print(f"PEFT adapter {folder.adapter}")
-    console.print(f"curves       {folder.curves}")
-    console.print(f"tensorboard --logdir {folder.tensorboard}")
+    console.print(f"run folder   {from_here(folder.root)}")
+    console.print(f"PEFT adapter {from_here(folder.adapter)}")
+    console.print(f"curves       {from_here(folder.curves)}")
+    console.print(f"tensorboard --logdir {shlex.quote(str(from_here(folder.tensorboard)))}")
+
+
+def from_here(path: Path) -> Path:
+    """As one would type it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

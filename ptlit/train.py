@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import transformers
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
@@ -89,11 +90,12 @@ def fit(training: Training, folder: RunFolder, resume: str | None) -> dict[str, 
 def judge_best(training: Training) -> dict[str, float]:
     """Back to the best checkpoint, and what it reaches on the validation and the test split."""
     best = training.checkpoint.best_model_path or None  # never validated: the prompt as it is
+    validated = torch.load(best, weights_only=True)["validated"] if best else {}
     callbacks: list[Callback] = training.trainer.callbacks  # type: ignore[attr-defined]
     reports = [each for each in callbacks if isinstance(each, TestReport)]
     boards = [each for each in training.trainer.loggers if isinstance(each, TensorBoardLogger)]
     where: dict[str, Any] = {"datamodule": training.data, "ckpt_path": best, "weights_only": True}
-    validated = judge(training).validate(training.module, **where, verbose=False)[0]
+    validated = validated or judge(training).validate(training.module, **where, verbose=False)[0]
     tested = judge(training, reports, boards).test(training.module, **where, verbose=False)[0]
     return {**validated, **tested}
 

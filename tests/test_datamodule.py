@@ -1,5 +1,6 @@
 """From a user's file to batches: what is read, what is learned, what is cut, what is held out."""
 
+import json
 import pickle
 from collections import Counter
 
@@ -107,6 +108,20 @@ def test_inference_reads_the_tokens_of_training(template, adds_bos):
     assert inference["labels"] == [NOT_LEARNED] * read
     assert (inference["input_ids"][0] == tokenizer.bos_token_id) is adds_bos
     assert inference["input_ids"].count(tokenizer.bos_token_id) == adds_bos
+
+
+def test_a_row_without_the_column_that_the_template_names_is_a_bad_row(tmp_path):
+    rows = [{"text": f"row {i}", "label": "ab"[i % 2], "topic": "x"} for i in range(60)]
+    rows[4]["topic"] = None
+    del rows[7]["topic"]
+    file = tmp_path / "topics.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(
+        UserMistake, match=r"2 bad rows: line 5: nothing in the column 'topic'.*; line 8: nothing"
+    ):
+        data_of(file, template="{topic}: {text}")
+    data = data_of(file, template="{topic}: {text}", on_bad_row="skip")
+    assert sum(len(rows) for rows in data.rows.values()) == 58
 
 
 def test_braces_and_columns_in_a_template(file):

@@ -80,7 +80,7 @@ def test_it_says_what_a_user_wants_to_know(finished: tuple[Path, str]) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     trainable, total = metrics["parameters/trainable"], metrics["parameters/total"]
     assert f"trainable {trainable:,} / all {total:,} / {100 * trainable / total:.4f} %" in said
-    assert f"tensorboard --logdir {folder / 'tensorboard'}" in said
+    assert "tensorboard --logdir run1/tensorboard" in said  # as one would type it there
     for line in ("trained prompt", "untrained LM, same template", "always the most frequent class"):
         assert line in said
     assert "Traceback" not in said
@@ -101,6 +101,8 @@ def test_metrics_json_is_complete_and_agrees_with_the_best_checkpoint(finished: 
     with (folder / "metrics.csv").open() as file:
         scores = [float(row["val/macro_f1"]) for row in csv.DictReader(file) if row["val/macro_f1"]]
     assert metrics["val/macro_f1"] == pytest.approx(max(scores), abs=1e-6)
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["validated"] == {name: value for name, value in metrics.items() if name.startswith("val/")}
 
 
 def test_checkpoints_are_small_and_load_as_plain_weights(finished: tuple[Path, str]) -> None:
@@ -228,12 +230,31 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_as_if_nothing_had
     assert "that run is finished" in again.stderr
 
 
+def test_sigterm_leaves_a_checkpoint_and_is_no_success(place: Path) -> None:
+    process = subprocess.Popen(
+        command("experiment=prompt_tuning", "trainer.max_steps=5000", "hydra.run.dir=stopped"),
+        cwd=place,
+        env=OFFLINE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (place / "stopped" / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert "python -m ptlit.train resume=" in said
+    assert not (place / "stopped" / "metrics.json").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["model.name_or_path=no_such_lm"], "model.name_or_path=no_such_lm could not be loaded"),
         (["prompt.num_virtual_tokens=400"], "prompt.num_virtual_tokens=400"),
-        (["data.path=nothing.csv"], "nothing.csv"),
+        (["data.path=nothing.csv"], "data.path=nothing.csv: there is no such file."),
     ],
 )
 def test_mistakes_found_late_are_one_sentence_too(place: Path, words: list[str], sentence: str) -> None:

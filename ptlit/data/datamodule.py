@@ -14,7 +14,7 @@ from ptlit.data.label_words import LabelWords
 from ptlit.data.loader import ResumableLoader
 from ptlit.data.rows import Columns, SourceRow, clean_rows
 from ptlit.data.sampler import Batches
-from ptlit.data.sources import BUNDLED, read_splits
+from ptlit.data.sources import BUNDLED, check_source, read_splits
 from ptlit.data.splitting import limited, same_text, split_by_content
 from ptlit.data.templates import Template
 from ptlit.mistake import UserMistake
@@ -100,6 +100,7 @@ class ClassificationData(lightning.LightningDataModule):
         self.seed = seed
         if self.declared is not None and len(self.declared) < 2:
             raise UserMistake(f"data.label_words={label_words!r} must name at least two labels.")
+        check_source(path, subset, val_path, test_path)
         self.label_words: LabelWords
         self.rows: dict[str, list[Row]] = {}
         self.encoded: dict[str, list[IndexedRow]] = {}
@@ -146,7 +147,9 @@ class ClassificationData(lightning.LightningDataModule):
         splits: dict[str, list[SourceRow]] = {}
         skipped: dict[str, int] = {}
         for split in sorted(tables, key=("train", "val", "test").index):  # the training rows tell the labels
-            splits[split], skipped[split] = clean_rows(tables[split], columns, labels, self.on_bad_row)
+            splits[split], skipped[split] = clean_rows(
+                tables[split], columns, labels, self.on_bad_row, self.template.fields
+            )
             labels = labels or sorted({row["label"] for row in splits[split]})
         self._check_fields(splits["train"])
         wanted = [split for split in ("val", "test") if split not in splits]

@@ -24,9 +24,18 @@ class Columns:
 
 
 def clean_rows(
-    table: Table, columns: Columns, labels: Collection[str] | None, on_bad_row: str
+    table: Table,
+    columns: Columns,
+    labels: Collection[str] | None,
+    on_bad_row: str,
+    needed: Collection[str] = (),
 ) -> tuple[list[SourceRow], int]:
-    """The usable rows and how many were skipped; `labels` are the ones allowed, None allows any."""
+    """The usable rows and how many were skipped; `labels` are the ones allowed, None allows any.
+
+    Each row must have the columns `needed`, as far as any row has them.
+    """
+    offered = {name for _, record in table.records if isinstance(record, dict) for name in record}
+    needed = [name for name in needed if name in offered - {"text", columns.text, columns.label}]
     if table.columns is not None:
         for key, name in (("text_column", columns.text), ("label_column", columns.label)):
             if name not in table.columns:
@@ -35,7 +44,7 @@ def clean_rows(
     rows: list[SourceRow] = []
     bad: list[str] = []
     for number, record in table.records:
-        row = _row(record, columns, labels)
+        row = _row(record, columns, labels, needed)
         if isinstance(row, str):
             bad.append(f"{table.unit} {number}: {row}")
         else:
@@ -48,7 +57,9 @@ def clean_rows(
     return rows, len(bad)
 
 
-def _row(record: Record, columns: Columns, labels: Collection[str] | None) -> SourceRow | str:
+def _row(
+    record: Record, columns: Columns, labels: Collection[str] | None, needed: Collection[str]
+) -> SourceRow | str:
     if isinstance(record, str):
         return record
     for name in (columns.text, columns.label):
@@ -68,6 +79,8 @@ def _row(record: Record, columns: Columns, labels: Collection[str] | None) -> So
         return "no label"
     if labels is not None and label not in labels:
         return f"the label {label!r} is none of {', '.join(labels)}"
+    if empty := [name for name in needed if name not in values]:
+        return f"nothing in the column {empty[0]!r}, which the template names"
     return SourceRow(text=text, label=label, fields=values)
 
 

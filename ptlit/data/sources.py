@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import constants
 
 from ptlit.data.formats import READERS, Record, Table, read_table
-from ptlit.data.tweets import SPLITS, tweets
+from ptlit.data.tweets import SPLITS, check_subset, tweets
 from ptlit.hub import hub_is_reachable
 from ptlit.mistake import UserMistake
 
@@ -31,7 +31,7 @@ def read_splits(
         tables = {split: _bundled(split, subset) for split in SPLITS}
     elif Path(path).is_dir():
         tables = _folder(Path(path), encoding)
-    elif Path(path).is_file() or Path(path).suffix.lower() in READERS or path.startswith((".", "/", "~")):
+    elif Path(path).is_file() or _is_file_name(path, "path"):
         tables = {"train": read_table(Path(path).expanduser(), encoding)}
     else:
         tables = _hub(path, subset, label_column)
@@ -39,6 +39,24 @@ def read_splits(
         if file is not None:
             tables[split] = read_table(Path(file).expanduser(), encoding)
     return tables
+
+
+def check_source(path: str, subset: str | None, val_path: str | None, test_path: str | None) -> None:
+    """What can be said of a source before it is read: named files are there, and so is the subset."""
+    if path == BUNDLED:
+        check_subset(subset)
+    for key, name in (("path", path), ("val_path", val_path), ("test_path", test_path)):
+        if (
+            name is not None
+            and name != BUNDLED
+            and _is_file_name(name, key)
+            and not Path(name).expanduser().exists()
+        ):
+            raise UserMistake(f"data.{key}={name}: there is no such file.")
+
+
+def _is_file_name(name: str, key: str) -> bool:
+    return key != "path" or Path(name).suffix.lower() in READERS or name.startswith((".", "/", "~"))
 
 
 def _bundled(split: str, subset: str | None) -> Table:

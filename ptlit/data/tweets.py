@@ -52,11 +52,15 @@ class Vote(NamedTuple):
     tweet: Tweet
 
 
+def check_subset(subset: str | None) -> None:
+    if subset not in (None, "all", *TOPICS):
+        raise UserMistake(f"bundled_tweets has no subset {subset!r}: choose all, {', '.join(TOPICS)}.")
+
+
 def tweets(split: str, subset: str | None = "airline") -> list[Tweet]:
     """The rows of one split; `subset` is one of the six topics or `all`."""
     subset = subset or "airline"
-    if subset != "all" and subset not in TOPICS:
-        raise UserMistake(f"bundled_tweets has no subset {subset!r}: choose all, {', '.join(TOPICS)}.")
+    check_subset(subset)
     file = tweets_folder() / f"{split}.jsonl"
     with file.open(encoding="utf-8") as lines:
         rows: list[Tweet] = [json.loads(line) for line in lines]
