@@ -21,6 +21,7 @@ from ptlit.bundled_lm import smollm2_folder
 from ptlit.hub import hub_is_reachable
 from ptlit.mistake import UserMistake
 from ptlit.packing import can_pack
+from ptlit.quantization import Quantization, quantization_config
 
 BUNDLED = {"bundled/SmolLM2-135M-Instruct": smollm2_folder}
 
@@ -136,10 +137,19 @@ def load_lm(
     revision: str | None = None,
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
+    quantization: Quantization | None = None,
     gradient_checkpointing: bool = False,
 ) -> FrozenLM:
     """A causal LM by hub name, local folder or bundled name; loaded once per process, then shared."""
-    asked = (name_or_path, dtype, attn_implementation, revision, trust_remote_code, gguf_file)
+    asked = (
+        name_or_path,
+        dtype,
+        attn_implementation,
+        revision,
+        trust_remote_code,
+        gguf_file,
+        quantization,
+    )
     lm = _load_once(*asked)
     if lm.dtype != lm.loaded_dtype:  # a run in true half precision has changed it for good
         _load_once.cache_clear()
@@ -156,16 +166,19 @@ def _load_once(
     revision: str | None,
     trust_remote_code: bool,
     gguf_file: str | None,
+    quantization: str | None,
 ) -> FrozenLM:
     asked = {"revision": revision, "trust_remote_code": trust_remote_code, "gguf_file": gguf_file}
     where: dict[str, Any] = {key: value for key, value in asked.items() if value}
-    attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    how: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    if quantization is not None:
+        how["quantization_config"] = quantization_config(quantization)
     try:
         source = files_of(name_or_path, revision)
         print(f"Loading {name_or_path} ...", flush=True)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **attention, **where)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **how, **where)
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserMistake(
             f"model.name_or_path={name_or_path} could not be loaded as a causal LM: {reason} "
