@@ -225,6 +225,8 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_as_if_nothing_had
         for name in ("run1", "cut")
     )
     assert all(torch.equal(whole[key], rest[key]) for key in whole)
+    first, second = (json.loads((place / name / "metrics.json").read_text()) for name in ("run1", "cut"))
+    assert without_timings(first) == without_timings(second)
     again = run_as_said(place, "resume=cut")
     assert again.returncode == 1
     assert "that run is finished" in again.stderr
