@@ -22,7 +22,9 @@ from ptlit.callbacks.test_report import TestReport
 from ptlit.command import command
 from ptlit.config import check
 from ptlit.curves import plot_curves
+from ptlit.fingerprint import fingerprint
 from ptlit.peft_format import write_adapter
+from ptlit.run import check_base_model, completed
 from ptlit.run_folder import RunFolder
 from ptlit.summary import parameter_counts, print_start, print_summary
 
@@ -36,7 +38,7 @@ def train(cfg: DictConfig) -> float:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     training = build(cfg)
-    folder.write_config(cfg)
+    leave_what_opening_needs(folder, cfg, training)
     folder.set_curves_aside()
     metrics = parameter_counts(training.module)
     print_start(training, folder, HydraConfig.get().runtime.choices)
@@ -63,6 +65,14 @@ def quiet() -> None:
     warnings.filterwarnings(
         "ignore", r"The '\w+_dataloader' does not have many workers"
     )  # rows are tokenised already
+
+
+def leave_what_opening_needs(folder: RunFolder, cfg: DictConfig, training: Training) -> None:
+    """What the run was given, what it found in its data, and which LM it learned before."""
+    if cfg.resume is not None:
+        check_base_model(RunFolder(Path(cfg.resume)), training.lm)
+    folder.write_config(completed(cfg, training.data))
+    folder.write_base_model(training.lm.name, training.lm.revision, fingerprint(training.lm.model))
 
 
 def resume_point(cfg: DictConfig) -> str | None:
