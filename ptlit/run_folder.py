@@ -20,6 +20,8 @@ class RunFolder:
         self.curves = root / "curves.png"
         self.adapter = root / "adapter"
         self.checkpoints = root / "checkpoints"
+        self.evaluation = root / "evaluation"
+        self.inspection = root / "inspect.png"
         self.tensorboard = root / "tensorboard"
 
     def write_config(self, cfg: DictConfig) -> None:

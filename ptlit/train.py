@@ -1,29 +1,27 @@
 """Train a soft prompt on a frozen LM: python -m ptlit.train experiment=ptuning_lstm"""
 
-import logging
 import shlex
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-import transformers
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig
 
 from ptlit import baseline
-from ptlit.build import Training, build, options_of
+from ptlit.build import Training, build, build_judge, options_of
 from ptlit.callbacks.test_report import TestReport
 from ptlit.command import command
 from ptlit.config import check
 from ptlit.curves import plot_curves
 from ptlit.fingerprint import fingerprint
 from ptlit.peft_format import write_adapter
+from ptlit.quiet import quiet
 from ptlit.run import check_base_model, completed
 from ptlit.run_folder import RunFolder
 from ptlit.summary import parameter_counts, print_start, print_summary
@@ -49,22 +47,6 @@ def train(cfg: DictConfig) -> float:
     metrics |= baselines(training)
     finish(training, cfg, folder, metrics)
     return metrics[str(training.checkpoint.monitor)]
-
-
-def quiet() -> None:
-    """What Lightning and transformers say of themselves, and warnings of what is meant to be so."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    transformers.logging.disable_progress_bar()
-    warnings.filterwarnings(
-        "ignore", r".*module\(s\) in eval mode at the start of training"
-    )  # the LM is frozen
-    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).* is deprecated")
-    warnings.filterwarnings(
-        "ignore", r"Experiment logs directory .* exists and is not empty"
-    )  # Hydra made it
-    warnings.filterwarnings(
-        "ignore", r"The '\w+_dataloader' does not have many workers"
-    )  # rows are tokenised already
 
 
 def leave_what_opening_needs(folder: RunFolder, cfg: DictConfig, training: Training) -> None:
@@ -111,17 +93,8 @@ def judge_best(training: Training) -> dict[str, float]:
 
 
 def judge(training: Training, reports: Sequence[Callback] = (), boards: Sequence[Logger] = ()) -> L.Trainer:
-    """One process, whatever trained: no row is judged twice, and the training's log ends with it."""
-    return L.Trainer(
-        accelerator="cpu" if training.trainer.strategy.root_device.type == "cpu" else "auto",
-        devices=1,
-        precision=training.trainer.precision,
-        logger=list(boards),
-        callbacks=[TQDMProgressBar(), *reports],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    accelerator = "cpu" if training.trainer.strategy.root_device.type == "cpu" else "auto"
+    return build_judge(accelerator, training.trainer.precision, [TQDMProgressBar(), *reports], boards)
 
 
 def baselines(training: Training) -> dict[str, float]:

@@ -16,5 +16,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(place: Path) -> Path:
-    """A run of ten steps. Not to be changed: copy it."""
-    return train_at(place, "run", "experiment=ptuning_lstm")
+    """A run of thirty steps. Not to be changed: copy it."""
+    return train_at(place, "run", "experiment=ptuning_lstm", "trainer.max_steps=30")
+
+
+@pytest.fixture(scope="session")
+def trained_deep(place: Path) -> Path:
+    return train_at(place, "deep", "experiment=prefix_tuning")
