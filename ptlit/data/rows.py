@@ -39,8 +39,7 @@ def clean_rows(
     if table.columns is not None:
         for key, name in (("text_column", columns.text), ("label_column", columns.label)):
             if name is not None and name not in table.columns:
-                missing = _missing(name, table.columns)
-                raise UserMistake(f"{table.name} {missing}; set data.{key}.")
+                raise UserMistake(f"{table.name} {missing(name, table.columns)}; set data.{key}.")
     rows: list[SourceRow] = []
     bad: list[str] = []
     for number, record in table.records:
@@ -65,7 +64,7 @@ def clean_row(
         return record
     for name in (columns.text, columns.label):
         if name is not None and name not in record:
-            return _missing(name, record)
+            return missing(name, record)
     values = {name: _as_text(value) for name, value in record.items() if value is not None}
     for value in values.values():
         if problem := problem_with_text(value):
@@ -85,7 +84,7 @@ def clean_row(
     return SourceRow(text=text, label=label, fields=values)
 
 
-def _missing(name: str, columns: Collection[str]) -> str:
+def missing(name: str, columns: Collection[str]) -> str:
     nearest = get_close_matches(name, columns, n=1)
     if nearest:
         return f"has no column {name!r} (nearest: {nearest[0]!r})"
