@@ -5,6 +5,7 @@ from itertools import islice
 
 import lightning as L
 import numpy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -92,6 +93,8 @@ class Answering(L.Callback):
             self.unfinished.put(chunk, self._answers.pop(chunk))
             del self._to_come[chunk]
         self._bar.update(len(places))
+        if trainer.received_sigterm:  # Lightning heeds it in training and testing only
+            raise SIGTERMException
 
     def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._bar.close()

@@ -43,10 +43,7 @@ class TextFile:
                 remedy = "; set text_column" if name == self.text_column else ", which the template names"
                 raise UserMistake(f"{table.name} {missing(name, table.columns or ())}{remedy}.")
         for number, record in table.records:
-            row = clean_row(record, columns, None)
-            if not isinstance(row, str) and (empty := [name for name in needed if name not in row["fields"]]):
-                row = f"nothing in the column {empty[0]!r}, which the template names"
-            yield f"{table.unit} {number}", record, row
+            yield f"{table.unit} {number}", record, clean_row(record, columns, None, needed)
 
     def survey(self, chunk_size: int) -> Survey:
         found = Survey(ColumnTypes.of(self.path))
