@@ -1,12 +1,15 @@
 """From config to objects: the only place that instantiates; live things are passed in plain sight."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any, cast
 
 import lightning as L
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -57,6 +60,36 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback], loggers: list[Logg
         if isinstance(wrapped.__cause__, MisconfigurationException | ValueError):
             raise UserMistake(f"trainer: {str(wrapped.__cause__).strip().splitlines()[0]}") from wrapped
         raise
+
+
+def build_judge(
+    accelerator: str, precision: Any, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = ()
+) -> L.Trainer:
+    """One process, whatever trained: no row is judged twice, and the training's log ends with it."""
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,
+        logger=list(loggers),
+        callbacks=list(callbacks),
+        enable_progress_bar=any(isinstance(each, ProgressBar) for each in callbacks),
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def judging_accelerator(cfg: DictConfig, device: str | None) -> str:
+    """Lightning's word for `device`; for None that of the training."""
+    if device == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise UserMistake("device=gpu: no GPU is found here; leave it out, or give device=cpu.")
+    return "cpu" if (device or cfg.trainer.accelerator) == "cpu" else "auto"
+
+
+def call(cfg: DictConfig) -> Any:
+    """A command whose config names its function: called with all other keys."""
+    options = options_of(cfg)
+    return resolve_name(options.pop("_target_"))(**options)
 
 
 def validate_once_at_least(trainer: L.Trainer, batches_per_epoch: int) -> None:

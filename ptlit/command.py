@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ptlit.config import conf_folder
 from ptlit.mistake import UserMistake
-from ptlit.overrides import in_our_words, preflight
+from ptlit.overrides import in_our_words, paths_quoted, preflight
 from ptlit.resume import resumed
 
 Run = Callable[[DictConfig], float | None]
@@ -36,7 +36,7 @@ def command(config_name: str, run: Run) -> Callable[[], None]:
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # what is no user's mistake keeps its whole traceback
         job = Job(run)
         try:
-            sys.argv[1:] = resumed(sys.argv[1:])
+            sys.argv[1:] = resumed(paths_quoted(sys.argv[1:]))
             preflight(sys.argv[1:], config_name)
             hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
             if job.failure is not None:

@@ -53,7 +53,10 @@ def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
     mistakes += [
         f"{key} is not a key of this config: {guess(key, known)}" for key in tree if key not in known
     ]
-    mistakes += [f"{key} has no value: give {key}=..." for key, value in tree.items() if value == MISSING]
+    if "_target_" in tree:  # a command whose config names its function
+        mistakes += node_mistakes("", tree)
+    else:
+        mistakes += [f"{key} has no value: give {key}=..." for key, value in tree.items() if value == MISSING]
     for part in PARTS:
         if part in tree or part in chosen:
             found = node_mistakes(part, tree.get(part)) + rule_mistakes(part, tree.get(part))

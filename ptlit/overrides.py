@@ -27,6 +27,7 @@ from ptlit.config import conf_folder, config_mistakes, device_mistakes
 from ptlit.mistake import UserMistake
 from ptlit.signature import guess
 
+PATHS = ("run", "resume", "input", "output", "lm")  # keys whose values are paths
 LOCAL_LAUNCHERS = ("basic", "joblib")  # the others may send a job to a machine with other devices
 VALUES_TRIED = 100  # of one swept key
 PROBLEMS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
@@ -41,6 +42,20 @@ class Wish:
     is_group: bool
 
 
+def paths_quoted(argv: Sequence[str]) -> list[str]:
+    """Paths need none of Hydra's quotes, and a,b are two paths where they are not one that exists."""
+    return [path_quoted(word) for word in argv]
+
+
+def path_quoted(word: str) -> str:
+    key, _, value = word.partition("=")
+    if key not in PATHS or value in ("", "null") or value[0] in "'\"[":
+        return word
+    several = "," in value and not Path(value).exists()
+    quoted = ["'" + each.replace("'", "\\'") + "'" for each in (value.split(",") if several else [value])]
+    return f"{key}=[{','.join(quoted)}]" if several else f"{key}={quoted[0]}"
+
+
 def preflight(argv: Sequence[str], config_name: str = "train") -> None:
     flags = get_args_parser().parse_args(list(argv))
     asks = (flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion)
@@ -52,6 +67,8 @@ def preflight(argv: Sequence[str], config_name: str = "train") -> None:
             raise UserMistake(f"--config-dir {flags.config_dir} is not a folder.")
         lines.append(f"hydra.searchpath=['file://{Path(flags.config_dir).resolve()}']")
     multirun = flags.multirun or "hydra.mode=MULTIRUN" in lines
+    if multirun and config_name != "train":
+        raise UserMistake(f"-m is for training: python -m ptlit.{config_name} makes no runs.")
     name = (flags.config_name or config_name).removesuffix(".yaml")
     with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=config_name):
         if mistakes := CommandLine(name, multirun, lines).mistakes():

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,21 +14,25 @@ class RunFolder:
     def __init__(self, root: Path):
         self.root = root
         self.config = root / "config.yaml"
+        self.base_model = root / "base_model.json"
         self.metrics = root / "metrics.json"
         self.metrics_csv = root / "metrics.csv"
         self.curves = root / "curves.png"
         self.adapter = root / "adapter"
         self.checkpoints = root / "checkpoints"
+        self.evaluation = root / "evaluation"
+        self.inspection = root / "inspect.png"
         self.tensorboard = root / "tensorboard"
 
     def write_config(self, cfg: DictConfig) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, self.config)  # all but the run folder itself is resolved: the folder may be moved
 
+    def write_base_model(self, name: str, revision: str | None, fingerprint: str) -> None:
+        write_json(self.base_model, {"name": name, "revision": revision, "fingerprint": fingerprint})
+
     def write_metrics(self, metrics: dict[str, float]) -> None:
-        part = self.metrics.with_suffix(".part")
-        part.write_text(json.dumps({key: metrics[key] for key in sorted(metrics)}, indent=2) + "\n")
-        os.replace(part, self.metrics)
+        write_json(self.metrics, {key: metrics[key] for key in sorted(metrics)})
 
     def set_curves_aside(self) -> None:
         """Lightning's CSV logger begins by deleting what it finds: a resumed run renames its past."""
@@ -46,3 +51,10 @@ class RunFolder:
         if not self.has_checkpoint():
             raise UserMistake(f"resume={self.root}: there is no checkpoint at {path} to go on from.")
         return path
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Whole or not at all: what was there before stays until then."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)

@@ -48,7 +48,7 @@ def option_mistakes(
     }
     mistakes = []
     for key, value in values.items():
-        full = f"{path}.{key}"
+        full = f"{path}.{key}" if path else key
         if key in apart:
             continue
         if key not in named:

@@ -1,28 +1,28 @@
 """Train a soft prompt on a frozen LM: python -m ptlit.train experiment=ptuning_lstm"""
 
-import logging
 import shlex
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-import transformers
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig
 
 from ptlit import baseline
-from ptlit.build import Training, build, options_of
+from ptlit.build import Training, build, build_judge, options_of
 from ptlit.callbacks.test_report import TestReport
 from ptlit.command import command
 from ptlit.config import check
 from ptlit.curves import plot_curves
+from ptlit.fingerprint import fingerprint
 from ptlit.peft_format import write_adapter
+from ptlit.quiet import quiet
+from ptlit.run import check_base_model, completed
 from ptlit.run_folder import RunFolder
 from ptlit.summary import parameter_counts, print_start, print_summary
 
@@ -36,7 +36,7 @@ def train(cfg: DictConfig) -> float:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     training = build(cfg)
-    folder.write_config(cfg)
+    leave_what_opening_needs(folder, cfg, training)
     folder.set_curves_aside()
     metrics = parameter_counts(training.module)
     print_start(training, folder, HydraConfig.get().runtime.choices)
@@ -49,20 +49,12 @@ def train(cfg: DictConfig) -> float:
     return metrics[str(training.checkpoint.monitor)]
 
 
-def quiet() -> None:
-    """What Lightning and transformers say of themselves, and warnings of what is meant to be so."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    transformers.logging.disable_progress_bar()
-    warnings.filterwarnings(
-        "ignore", r".*module\(s\) in eval mode at the start of training"
-    )  # the LM is frozen
-    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).* is deprecated")
-    warnings.filterwarnings(
-        "ignore", r"Experiment logs directory .* exists and is not empty"
-    )  # Hydra made it
-    warnings.filterwarnings(
-        "ignore", r"The '\w+_dataloader' does not have many workers"
-    )  # rows are tokenised already
+def leave_what_opening_needs(folder: RunFolder, cfg: DictConfig, training: Training) -> None:
+    """What the run was given, what it found in its data, and which LM it learned before."""
+    if cfg.resume is not None:
+        check_base_model(RunFolder(Path(cfg.resume)), training.lm)
+    folder.write_config(completed(cfg, training.data))
+    folder.write_base_model(training.lm.name, training.lm.revision, fingerprint(training.lm.model))
 
 
 def resume_point(cfg: DictConfig) -> str | None:
@@ -101,17 +93,8 @@ def judge_best(training: Training) -> dict[str, float]:
 
 
 def judge(training: Training, reports: Sequence[Callback] = (), boards: Sequence[Logger] = ()) -> L.Trainer:
-    """One process, whatever trained: no row is judged twice, and the training's log ends with it."""
-    return L.Trainer(
-        accelerator="cpu" if training.trainer.strategy.root_device.type == "cpu" else "auto",
-        devices=1,
-        precision=training.trainer.precision,
-        logger=list(boards),
-        callbacks=[TQDMProgressBar(), *reports],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    accelerator = "cpu" if training.trainer.strategy.root_device.type == "cpu" else "auto"
+    return build_judge(accelerator, training.trainer.precision, [TQDMProgressBar(), *reports], boards)
 
 
 def baselines(training: Training) -> dict[str, float]:

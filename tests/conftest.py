@@ -1,5 +1,25 @@
 """Tiny LMs are fastest on one thread, and two test processes then do not get in each other's way."""
 
+from pathlib import Path
+
+import pytest
 import torch
+from runs import make_place, train_at
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_place(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="session")
+def trained(place: Path) -> Path:
+    """A run of thirty steps. Not to be changed: copy it."""
+    return train_at(place, "run", "experiment=ptuning_lstm", "trainer.max_steps=30")
+
+
+@pytest.fixture(scope="session")
+def trained_deep(place: Path) -> Path:
+    return train_at(place, "deep", "experiment=prefix_tuning")

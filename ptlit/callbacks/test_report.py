@@ -3,12 +3,11 @@
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib.figure import Figure
-from torch import Tensor
 
+from ptlit.callbacks.answers import Answers
 from ptlit.module import SoftPromptModule
+from ptlit.report import confusion_figure, samples_table
 
 
 class TestReport(L.Callback):
@@ -18,42 +17,19 @@ class TestReport(L.Callback):
 
     def __init__(self, num_rows: int = 20):
         self.num_rows = num_rows
-        self._given: list[tuple[int, Tensor]] = []
+        self._answers = Answers()
 
-    def on_test_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: dict[str, Tensor], *batch: object
-    ) -> None:
-        if "scores" in outputs:
-            probabilities = outputs["scores"].softmax(-1).cpu()
-            self._given += list(zip(outputs["row"].tolist(), probabilities, strict=True))
+    def on_test_batch_end(self, *batch: Any) -> None:
+        self._answers.on_test_batch_end(*batch)
 
-    def on_test_end(self, trainer: L.Trainer, module: SoftPromptModule) -> None:
-        given, self._given = self._given, []
+    def on_test_end(self, trainer: Any, module: SoftPromptModule) -> None:
+        given, self._answers = self._answers.probabilities, Answers()
         if module.label_words is None or not trainer.is_global_zero:
             return
         names = module.label_words.names
-        figure = Figure(figsize=(1.6 * len(names) + 1, 1.6 * len(names)), layout="constrained")
-        module.metrics_of("test").confusion.plot(ax=figure.subplots(), labels=list(names))
-        samples = self._table(trainer, names, given)
+        figure = confusion_figure(module.metrics_of("test").confusion, names)
+        samples = samples_table(trainer.datamodule.rows["test"], names, given, self.num_rows)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("test/confusion_matrix", figure, trainer.global_step)
                 logger.experiment.add_text("test/samples", samples, trainer.global_step)
-
-    def _table(self, trainer: Any, names: tuple[str, ...], given: list[tuple[int, Tensor]]) -> str:
-        rows = trainer.datamodule.rows["test"]
-
-        def surprise(answer: tuple[int, Tensor]) -> float:
-            index, probabilities = answer
-            return float(probabilities[rows[index]["label"]])
-
-        by_surprise = sorted(given, key=surprise)
-        half = self.num_rows // 2
-        lines = ["| right | answered | sure | text |", "|---|---|---|---|"]
-        for index, probabilities in [*by_surprise[:half], *by_surprise[-half:]]:
-            row, answer = rows[index], int(torch.argmax(probabilities))
-            text = " ".join(row["text"].split()).replace("|", "/")
-            lines.append(
-                f"| {names[row['label']]} | {names[answer]} | {probabilities[answer]:.2f} | {text} |"
-            )
-        return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 from typing import Literal, TypedDict
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ptlit.data.collate import Collate, IndexedRow
 from ptlit.data.example import encode_all
+from ptlit.data.formats import read_table
 from ptlit.data.label_words import LabelWords
 from ptlit.data.loader import ResumableLoader
 from ptlit.data.rows import Columns, SourceRow, clean_rows
@@ -128,6 +130,18 @@ class ClassificationData(lightning.LightningDataModule):
         self.label_words, self.skipped, self.notes = label_words, skipped, notes
         self.rows = {split: [self._row(row, names) for row in rows] for split, rows in splits.items()}
 
+    def setup_file(self, file: Path) -> None:
+        """Instead of `setup`: one file alone, as the test split. The labels must be declared."""
+        assert self.declared is not None
+        names, table = tuple(self.declared), read_table(file, self.encoding)
+        rows, skipped = clean_rows(table, self.columns, names, self.on_bad_row, self.template.fields)
+        self._check_fields(rows)
+        words = list(self.declared.values())
+        self.label_words = LabelWords.make(names, self.tokenizer, words=words, lead=self.template.lead)
+        self.encoded["test"], self.truncated["test"] = self._encoded(rows, self.label_words)
+        self.skipped["test"] = skipped
+        self.rows["test"] = [self._row(row, names) for row in rows]
+
     @property
     def instruction(self) -> str:
         """The task in words, from which a prompt can start."""
@@ -178,6 +192,8 @@ class ClassificationData(lightning.LightningDataModule):
                     target=label_words.words[label],
                     label=label,
                     ends_with_eos=label_words.ends_with_eos,
+                    # The same of a text is read whichever label is right: its end must not tell.
+                    spare=label_words.longest - len(label_words.token_ids[label]),
                 )
             )
         encoded, truncated = encode_all(examples, self.tokenizer, self.max_length)
@@ -218,6 +234,10 @@ class ClassificationData(lightning.LightningDataModule):
 
     def test_dataloader(self) -> ResumableLoader:
         return self._loader("test", self._in_order("test"))
+
+    def eval_dataloader(self, split: str) -> ResumableLoader:
+        """Any split, train too, as val and test are judged: every row once."""
+        return self._loader(split, self._in_order(split))
 
     def _in_order(self, split: str) -> Batches:
         return Batches(self._lengths(split), self.eval_batch_size, shuffle=False)

@@ -30,6 +30,7 @@ class Example:
     segments: tuple[Segment, ...]
     label: int = NO_LABEL
     ends_with_eos: bool = False
+    spare: int = 0  # tokens to leave free in a row that is cut: those of the longest label beyond its own
 
 
 class EncodedRow(TypedDict):
@@ -54,8 +55,8 @@ def encode_all(
     truncated = 0
     for example, stretch in zip(examples, stretches, strict=True):
         row = _assembled(example, [(next(ids), learned) for _, learned in stretch], leading, tokenizer)
-        if len(row["input_ids"]) > max_length:
-            row = _cut(example, len(row["input_ids"]) - max_length, leading, tokenizer, max_length)
+        if (excess := len(row["input_ids"]) + example.spare - max_length) > 0:
+            row = _cut(example, excess, leading, tokenizer, max_length)
             truncated += 1
         rows.append(row)
     return rows, truncated
@@ -115,7 +116,7 @@ def _cut(
         ids = token_ids([text for text, _ in stretches], tokenizer)
         parts = [(part, learned) for part, (_, learned) in zip(ids, stretches, strict=True)]
         row = _assembled(example, parts, leading, tokenizer)
-        excess = len(row["input_ids"]) - max_length
+        excess = len(row["input_ids"]) + example.spare - max_length
         if excess <= 0:
             return row
     needed = max_length + excess

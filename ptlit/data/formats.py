@@ -5,11 +5,12 @@ A record that cannot be read is a string that says why, so one broken line never
 
 import codecs
 import csv
-import io
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow
@@ -19,6 +20,7 @@ from ptlit.mistake import UserMistake
 
 Record = dict[str, object] | str
 UNDECODABLE = "\udc80"  # a lone surrogate: no valid file decodes to one
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # an escape in JSON can make one, and no tokenizer takes it
 
 codecs.register_error("ptlit.mark", lambda error: (UNDECODABLE, error.end))  # type: ignore[attr-defined]
 
@@ -27,36 +29,40 @@ codecs.register_error("ptlit.mark", lambda error: (UNDECODABLE, error.end))  # t
 class Table:
     name: str  # the file or data set, as the user named it
     unit: str  # "line" or "row"
-    records: list[tuple[int, Record]]
+    records: Iterable[tuple[int, Record]]
     columns: tuple[str, ...] | None = None  # where the format declares them
 
 
 def read_table(file: Path, encoding: str | None = None) -> Table:
+    table = stream_table(file, encoding)
+    records = list(table.records)
+    if not records:
+        raise UserMistake(f"{file} is empty: it holds no row.")
+    return replace(table, records=records)
+
+
+def stream_table(file: Path, encoding: str | None = None) -> Table:
+    """Its records are read as they are asked for, and can be gone through once."""
     if not file.is_file():
         raise UserMistake(f"There is no file {file}.")
     reader = READERS.get(file.suffix.lower())
     if reader is None:
         raise UserMistake(f"{file} is of no known format: its name must end in {', '.join(READERS)}.")
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserMistake(f"{file} cannot be read: {error.strerror}.") from error
-    table = reader(file, content, encoding or "utf-8-sig")
-    if not table.records:
-        raise UserMistake(f"{file} is empty: it holds no row.")
-    return table
+    return reader(file, encoding or "utf-8-sig")
 
 
-def _decoded(file: Path, content: bytes, encoding: str) -> str:
+def _lines(file: Path, encoding: str, newline: str) -> Iterator[str]:
     try:
-        return content.decode(encoding, errors="ptlit.mark")
+        with file.open(encoding=encoding, errors="ptlit.mark", newline=newline) as lines:
+            yield from lines
     except LookupError as error:
         raise UserMistake(f"data.encoding={encoding!r} is no encoding that Python knows.") from error
+    except OSError as error:
+        raise UserMistake(f"{file} cannot be read: {error.strerror}.") from error
 
 
-def _csv(file: Path, content: bytes, encoding: str) -> Table:
-    lines = list(io.StringIO(_decoded(file, content, encoding), newline=""))
-    rows = _csv_rows(lines, "\t" if file.suffix.lower() == ".tsv" else ",")
+def _csv(file: Path, encoding: str) -> Table:
+    rows = _csv_rows(_lines(file, encoding, newline=""), "\t" if file.suffix.lower() == ".tsv" else ",")
     first = next(rows, None)
     if first is None:
         raise UserMistake(f"{file} is empty: it holds no row.")
@@ -66,24 +72,34 @@ def _csv(file: Path, content: bytes, encoding: str) -> Table:
     columns = tuple(name.strip() for name in header)
     if repeated := {name for name in columns if name and columns.count(name) > 1}:
         raise UserMistake(f"{file}, line 1: the column {min(repeated)!r} stands there more than once.")
-    return Table(str(file), "line", [(line, _csv_record(row, columns)) for line, row in rows], columns)
+    records = ((line, _csv_record(row, columns)) for line, row in rows)
+    return Table(str(file), "line", records, columns)
 
 
-def _csv_rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
+def _csv_rows(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
     """A broken row ends with its line: a quote left open does not swallow the rest of the file."""
-    start = 0
-    while start < len(lines):
-        reader = csv.reader(islice(lines, start, None), delimiter=delimiter, strict=True)
-        done = 0
+    number = 1  # of the line on which a row begins
+    taken: list[str] = []  # the lines of that row
+    again: deque[str] = deque()  # lines that a broken row had swallowed
+
+    def feed() -> Iterator[str]:
+        while (line := again.popleft() if again else next(lines, None)) is not None:
+            taken.append(line)
+            yield line
+
+    while True:
         try:
-            for row in reader:
+            for row in csv.reader(feed(), delimiter=delimiter, strict=True):
                 if row:  # not a blank line
-                    yield start + done + 1, row
-                done = reader.line_num
+                    yield number, row
+                number += len(taken)
+                taken.clear()
             return
         except csv.Error as error:
-            yield start + done + 1, f"broken CSV ({error}; is a quote left open?)"
-            start += done + 1
+            yield number, f"broken CSV ({error}; is a quote left open?)"
+            again.extendleft(reversed(taken[1:]))
+            number += 1
+            taken.clear()
 
 
 def _csv_record(row: list[str] | str, columns: tuple[str, ...]) -> Record:
@@ -94,10 +110,9 @@ def _csv_record(row: list[str] | str, columns: tuple[str, ...]) -> Record:
     return dict(zip(columns, row, strict=True))
 
 
-def _jsonl(file: Path, content: bytes, encoding: str) -> Table:
-    lines = _decoded(file, content, encoding).split("\n")
-    records = [(i, _json_record(line)) for i, line in enumerate(lines, start=1) if line.strip()]
-    return Table(str(file), "line", records)
+def _jsonl(file: Path, encoding: str) -> Table:
+    lines = enumerate(_lines(file, encoding, newline="\n"), start=1)
+    return Table(str(file), "line", ((i, _json_record(line)) for i, line in lines if line.strip()))
 
 
 def _json_record(line: str) -> Record:
@@ -110,8 +125,9 @@ def _json_record(line: str) -> Record:
     return value if isinstance(value, dict) else "not a JSON object"
 
 
-def _json(file: Path, content: bytes, encoding: str) -> Table:
-    text = _decoded(file, content, encoding)
+def _json(file: Path, encoding: str) -> Table:
+    """Its one list is read whole."""
+    text = "".join(_lines(file, encoding, newline=""))
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -125,24 +141,32 @@ def _json(file: Path, content: bytes, encoding: str) -> Table:
     return Table(str(file), "row", records)
 
 
-def _parquet(file: Path, content: bytes, encoding: str) -> Table:
+def _parquet(file: Path, encoding: str) -> Table:
+    with _readable_parquet(file):
+        columns = tuple(pyarrow.parquet.read_schema(file).names)
+    return Table(str(file), "row", enumerate(_parquet_records(file), start=1), columns)
+
+
+def _parquet_records(file: Path) -> Iterator[Record]:
+    with _readable_parquet(file), pyarrow.parquet.ParquetFile(file) as opened:
+        for batch in opened.iter_batches(1024):
+            names, values = batch.schema.names, batch.columns
+            for i in range(batch.num_rows):
+                try:
+                    yield {name: column[i].as_py() for name, column in zip(names, values, strict=True)}
+                except UnicodeDecodeError:
+                    yield "bytes that are not utf-8"
+
+
+@contextmanager
+def _readable_parquet(file: Path) -> Iterator[None]:
     try:
-        table = pyarrow.parquet.read_table(io.BytesIO(content))
-    except pyarrow.ArrowException as error:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserMistake(f"{file} is not a Parquet file that can be read: {error}.") from error
-    columns = tuple(table.column_names)
-    values = [table.column(name).combine_chunks() for name in columns]
-
-    def record(i: int) -> Record:
-        try:
-            return {name: column[i].as_py() for name, column in zip(columns, values, strict=True)}
-        except UnicodeDecodeError:
-            return "bytes that are not utf-8"
-
-    return Table(str(file), "row", [(i + 1, record(i)) for i in range(table.num_rows)], columns)
 
 
-READERS: dict[str, Callable[[Path, bytes, str], Table]] = {
+READERS: dict[str, Callable[[Path, str], Table]] = {
     ".csv": _csv,
     ".tsv": _csv,
     ".jsonl": _jsonl,
@@ -156,4 +180,6 @@ def problem_with_text(text: str) -> str | None:
         return "bytes that do not fit the encoding; set data.encoding if the file is not utf-8"
     if "\0" in text:
         return "a NUL byte"
+    if LONE_SURROGATE.search(text):
+        return "half a character (a lone surrogate)"
     return None

@@ -17,6 +17,10 @@ class LabelWords:
     words: tuple[str, ...]
     ends_with_eos: bool  # the tokens then include it
 
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.token_ids))
+
     @classmethod
     def make(
         cls,

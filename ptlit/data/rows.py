@@ -20,7 +20,7 @@ class SourceRow(TypedDict):
 @dataclass(frozen=True)
 class Columns:
     text: str
-    label: str
+    label: str | None  # None: rows to be answered, whatever else stands in them
 
 
 def clean_rows(
@@ -38,13 +38,12 @@ def clean_rows(
     needed = [name for name in needed if name in offered - {"text", columns.text, columns.label}]
     if table.columns is not None:
         for key, name in (("text_column", columns.text), ("label_column", columns.label)):
-            if name not in table.columns:
-                missing = _missing(name, table.columns)
-                raise UserMistake(f"{table.name} {missing}; set data.{key}.")
+            if name is not None and name not in table.columns:
+                raise UserMistake(f"{table.name} {missing(name, table.columns)}; set data.{key}.")
     rows: list[SourceRow] = []
     bad: list[str] = []
     for number, record in table.records:
-        row = _row(record, columns, labels, needed)
+        row = clean_row(record, columns, labels, needed)
         if isinstance(row, str):
             bad.append(f"{table.unit} {number}: {row}")
         else:
@@ -57,25 +56,26 @@ def clean_rows(
     return rows, len(bad)
 
 
-def _row(
-    record: Record, columns: Columns, labels: Collection[str] | None, needed: Collection[str]
+def clean_row(
+    record: Record, columns: Columns, labels: Collection[str] | None, needed: Collection[str] = ()
 ) -> SourceRow | str:
+    """The row, or why there is none."""
     if isinstance(record, str):
         return record
     for name in (columns.text, columns.label):
-        if name not in record:
-            return _missing(name, record)
+        if name is not None and name not in record:
+            return missing(name, record)
     values = {name: _as_text(value) for name, value in record.items() if value is not None}
     for value in values.values():
         if problem := problem_with_text(value):
             return problem
     text = values.pop(columns.text, "").strip()
-    label = values.pop(columns.label, "").strip()
+    label = values.pop(columns.label, "").strip() if columns.label is not None else ""
     if record[columns.text] is not None and not isinstance(record[columns.text], str | int | float):
         return f"the text is a {type(record[columns.text]).__name__}, not a string"
     if not text:
         return "empty text"
-    if not label:
+    if columns.label is not None and not label:
         return "no label"
     if labels is not None and label not in labels:
         return f"the label {label!r} is none of {', '.join(labels)}"
@@ -84,7 +84,7 @@ def _row(
     return SourceRow(text=text, label=label, fields=values)
 
 
-def _missing(name: str, columns: Collection[str]) -> str:
+def missing(name: str, columns: Collection[str]) -> str:
     nearest = get_close_matches(name, columns, n=1)
     if nearest:
         return f"has no column {name!r} (nearest: {nearest[0]!r})"

@@ -23,7 +23,7 @@ def read_splits(
     subset: str | None = None,
     val_path: str | None = None,
     test_path: str | None = None,
-    label_column: str = "label",
+    label_column: str | None = "label",
     encoding: str | None = None,
 ) -> dict[str, Table]:
     """The splits that the source itself has: always train, perhaps val and test."""
@@ -80,7 +80,7 @@ def _folder(folder: Path, encoding: str | None) -> dict[str, Table]:
     return {split: read_table(file, encoding) for split, file in files.items()}
 
 
-def _hub(name: str, subset: str | None, label_column: str) -> dict[str, Table]:
+def _hub(name: str, subset: str | None, label_column: str | None) -> dict[str, Table]:
     if not hub_is_reachable() and not constants.HF_HUB_OFFLINE:
         raise UserMistake(
             f"data.path={name} is no file or folder here, and the Hugging Face hub cannot be reached"
@@ -107,13 +107,13 @@ def _hub(name: str, subset: str | None, label_column: str) -> dict[str, Table]:
     return tables
 
 
-def _hub_table(title: str, rows: "Dataset", label_column: str) -> Table | None:
+def _hub_table(title: str, rows: "Dataset", label_column: str | None) -> Table | None:
     """Label indices become their names; None for a split whose labels are kept secret (all -1)."""
     from datasets import ClassLabel
 
     records: list[dict[str, object]] = [dict(row) for row in rows]
     feature = rows.features.get(label_column)
-    if isinstance(feature, ClassLabel):
+    if label_column is not None and isinstance(feature, ClassLabel):
         if all(record[label_column] == -1 for record in records):
             return None
         for record in records:

@@ -46,6 +46,7 @@ class Template:
         target: str | None = None,
         label: int = NO_LABEL,
         ends_with_eos: bool = False,
+        spare: int = 0,
     ) -> Example:
         """Without a `target` nothing is learned: what the LM reads at inference."""
         fields = fields or {}
@@ -58,4 +59,4 @@ class Template:
                 segments.append(Segment(filling, gives_way=field == "text"))
         if target is not None:
             segments.append(Segment(self.lead + target, learned=True))
-        return Example(tuple(segments), label, ends_with_eos and target is not None)
+        return Example(tuple(segments), label, ends_with_eos and target is not None, spare)

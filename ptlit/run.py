@@ -1,0 +1,197 @@
+"""A run folder, opened: its LM, its trained prompt, and how it reads texts. Training data stays untouched."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+
+import torch
+from lightning import LightningDataModule
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+from yaml import YAMLError
+
+from ptlit.build import make, options_of
+from ptlit.config import find_target, node_mistakes
+from ptlit.data import ClassificationData, LabelWords, Template
+from ptlit.fingerprint import fingerprint
+from ptlit.lm import FrozenLM
+from ptlit.mistake import UserMistake
+from ptlit.prompt import SoftPrompt
+from ptlit.prompted_lm import PromptedLM
+from ptlit.run_folder import RunFolder
+
+PROMPT = "prompted_lm.prompt."  # how the names of a checkpoint's tensors begin
+PARTS = ("model", "prompt", "data")  # of a config: what it takes to read a text
+
+
+@dataclass
+class Run:
+    """`template` and `label_words` are None where the run learned text, not labels."""
+
+    folder: RunFolder
+    cfg: DictConfig
+    lm: FrozenLM
+    prompted_lm: PromptedLM  # in eval mode, on the LM's device
+    template: Template | None
+    label_words: LabelWords | None
+    max_length: int
+
+
+def open_run(
+    path: str | Path,
+    checkpoint: Literal["best", "last"] = "best",
+    lm: str | None = None,
+    trust_code: bool = False,
+) -> Run:
+    """`lm` says where the LM lies now, if not where it lay in training. A run folder may come from a
+    stranger: only with `trust_code` does it make code run that is not ptlit's.
+    """
+    folder = RunFolder(Path(path))
+    cfg = read_config(folder)
+    check_parts(folder, cfg, trust_code)
+    state = read_checkpoint(folder, checkpoint)
+    frozen = make(cfg.model, **({"name_or_path": lm} if lm else {}))
+    check_base_model(folder, frozen)
+    prompt = load_prompt(cfg, frozen, state, f"{folder.root} ({checkpoint}.ckpt)")
+    template, label_words = reading(folder, cfg, frozen)
+    prompted_lm = PromptedLM(frozen, prompt).to(frozen.device).eval()
+    return Run(folder, cfg, frozen, prompted_lm, template, label_words, cfg.data.max_length)
+
+
+def completed(cfg: DictConfig, data: Any) -> DictConfig:
+    """The config with the labels that were found and with whole paths: it then holds in any folder."""
+    full = cfg.copy()
+    for key in ("model.name_or_path", "data.path", "data.val_path", "data.test_path"):
+        given = OmegaConf.select(full, key)
+        if given is not None and (there := Path(given).expanduser()).exists():
+            OmegaConf.update(full, key, str(there.absolute()))
+    if isinstance(data, ClassificationData):
+        words = [word.replace("${", "\\${") for word in data.label_words.words]  # no reference to another key
+        full.data.label_words = dict(zip(data.label_words.names, words, strict=True))
+    return full
+
+
+def read_config(folder: RunFolder) -> DictConfig:
+    root = folder.root
+    if not root.is_dir():
+        raise UserMistake(f"run={root}: there is no such folder.")
+    if not folder.config.is_file():
+        runs = sorted(config.parent for config in root.glob("*/config.yaml"))
+        if runs:
+            raise UserMistake(
+                f"run={root} holds {len(runs)} runs, of a sweep perhaps: choose one, such as {runs[0]}."
+            )
+        raise UserMistake(f"run={root} is no run folder: it has no config.yaml.")
+    try:
+        cfg = OmegaConf.load(folder.config)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UserMistake(f"{folder.config} cannot be read: {' '.join(str(error).split())}.") from error
+    lacking = [part for part in PARTS if not OmegaConf.is_dict(OmegaConf.select(cfg, part))]
+    if lacking or not isinstance(cfg, DictConfig):
+        raise UserMistake(f"{folder.config} says nothing of {' and '.join(lacking)}: it is no run's config.")
+    return cfg
+
+
+def check_parts(folder: RunFolder, cfg: DictConfig, trust_code: bool) -> None:
+    """Before any of it is imported or built."""
+    mistakes = []
+    for part in PARTS:
+        node = options_of(cfg[part])
+        foreign = [] if trust_code else foreign_code(part, node)
+        if foreign:
+            raise UserMistake(
+                f"{folder.config}: {part} runs code that is not part of ptlit ({foreign[0]}): give "
+                "trust_code=true if you trust it."
+            )
+        mistakes += node_mistakes(part, node)
+    if mistakes:
+        raise UserMistake(f"{folder.config}: {' '.join(mistakes)}")
+
+
+def foreign_code(part: str, node: dict[str, Any]) -> list[str]:
+    """What a node would run that is not ours; told without importing it."""
+    target, *inner = targets_in(node) or ["nothing"]
+    if part == "model":
+        inner += ["trust_remote_code"] if node.get("trust_remote_code") else []
+        return inner if target == "ptlit.lm.load_lm" else [target, *inner]
+    kind = {"prompt": SoftPrompt, "data": LightningDataModule}[part]
+    found = find_target(part, target)[0] if target.startswith(f"ptlit.{part}.") else None
+    ours = isinstance(found, type) and issubclass(found, kind) and found.__module__.startswith("ptlit.")
+    return inner if ours else [target, *inner]
+
+
+def targets_in(value: Any) -> list[str]:
+    """What a node names, and what the nodes inside it name."""
+    inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    here = [str(value["_target_"])] if isinstance(value, dict) and "_target_" in value else []
+    return [*here, *(target for each in inside for target in targets_in(each))]
+
+
+def read_checkpoint(folder: RunFolder, name: str) -> dict[str, Tensor]:
+    """The tensors of the prompt, under its own names."""
+    path = folder.checkpoints / f"{name}.ckpt"
+    if not path.is_file():
+        there = sorted(each.stem for each in folder.checkpoints.glob("*.ckpt"))
+        instead = f" (there is checkpoint={there[0]})" if there else ""
+        raise UserMistake(f"run={folder.root}: there is no checkpoint at {path}{instead}.")
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except (UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, OSError, ValueError) as error:
+        raise UserMistake(f"{path} is broken, or no checkpoint of ptlit's.") from error
+    return {name.removeprefix(PROMPT): tensor for name, tensor in state.items()}
+
+
+def load_prompt(cfg: DictConfig, lm: FrozenLM, state: dict[str, Tensor], title: str) -> SoftPrompt:
+    """All of its tensors, or a mistake that names those that differ."""
+    options = options_of(cfg.prompt)
+    options.pop("init", None)  # where it started is past
+    prompt: SoftPrompt = make(options, shape=lm.shape)
+    expected = prompt.state_dict()
+    differences = [
+        *(f"{name} is missing" for name in expected if name not in state),
+        *(f"{name} is unknown" for name in state if name not in expected),
+        *(
+            f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in state and state[name].shape != tensor.shape
+        ),
+    ]
+    if differences:
+        raise UserMistake(f"{title} does not fit {type(prompt).__name__}: {', '.join(differences)}.")
+    prompt.load_state_dict(state)
+    return prompt
+
+
+def check_base_model(folder: RunFolder, lm: FrozenLM) -> None:
+    """A run of before this was noted is believed."""
+    if not folder.base_model.is_file():
+        return
+    try:
+        trained = json.loads(folder.base_model.read_text(encoding="utf-8"))
+        same = trained["fingerprint"] == fingerprint(lm.model)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserMistake(f"{folder.base_model} is broken: it should name the LM of the run.") from error
+    if not same:
+        raise UserMistake(
+            f"{folder.root} was trained on {trained.get('name')} (weights {trained['fingerprint']}), and "
+            f"{lm.name} has other weights ({fingerprint(lm.model)})."
+        )
+
+
+def reading(folder: RunFolder, cfg: DictConfig, lm: FrozenLM) -> tuple[Template | None, LabelWords | None]:
+    """How a classifying run shows a text to the LM, and what it listens for."""
+    if "label_column" not in cfg.data:
+        return None, None
+    if not cfg.data.label_words:
+        raise UserMistake(
+            f"{folder.config} does not name the labels (data.label_words), as those of an older ptlit: "
+            "write them there, such as {bad: ' bad', good: ' good'}, in alphabetical order."
+        )
+    template, words = Template(cfg.data.template), options_of(cfg.data.label_words)
+    names = [str(name) for name in words]
+    return template, LabelWords.make(
+        names, lm.tokenizer, words=[str(word) for word in words.values()], lead=template.lead
+    )

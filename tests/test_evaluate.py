@@ -1,0 +1,124 @@
+"""Judging runs that are there: the numbers of the training, on any split or file."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from runs import call
+from tiny import byte_tokenizer
+
+from ptlit.data import ClassificationData
+from ptlit.evaluate import main
+
+
+def read(path: Path) -> dict[str, float]:
+    return json.loads(path.read_text())
+
+
+def rows_of(place: Path, split: str) -> list[dict]:
+    data = ClassificationData(tokenizer=byte_tokenizer(), path=str(place / "tweets.csv"), template="{text}")
+    data.setup()
+    return data.rows[split]
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+@pytest.mark.parametrize("run", ["trained", "trained_deep"])
+def test_the_numbers_are_those_of_the_training(
+    place: Path, run: str, split: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(run)
+    call(place, main, f"run={folder.name}", f"split={split}")
+    trained, judged = read(folder / "metrics.json"), read(folder / "evaluation" / split / "metrics.json")
+    names = {name for name in trained if name.startswith(f"{split}/")}
+    assert len(names) == 5
+    assert {name: judged[name] for name in names} == {name: trained[name] for name in names}
+
+
+def test_a_file_with_columns_of_its_own(place: Path, trained: Path, capsys: pytest.CaptureFixture) -> None:
+    """The test rows once more, among rows that are of no use."""
+    with (place / "own.tsv").open("w", newline="") as file:
+        lines = csv.writer(file, delimiter="\t")
+        lines.writerow(["stars", "body"])
+        lines.writerows([("bad", "good")[row["label"]], row["text"]] for row in rows_of(place, "test"))
+        lines.writerows([("bad", " "), ("other", "a text")])
+    words = ["run=run", "input=own.tsv", "text_column=body", "label_column=stars"]
+    with pytest.raises(
+        SystemExit, match="2 bad rows: line 14: empty text; line 15: the label 'other' is none of"
+    ):
+        call(place, main, *words)
+    assert not (trained / "evaluation" / "own.tsv").exists()
+    call(place, main, *words, "on_bad_row=skip", "batch_size=5")
+    judged = read(trained / "evaluation" / "own.tsv" / "metrics.json")
+    known = read(trained / "metrics.json")
+    for name in ("test/accuracy", "test/macro_f1", "test/f1_good", "test/loss"):
+        assert judged[name] == pytest.approx(known[name], abs=1e-5)
+    assert (judged["test/rows"], judged["test/skipped"]) == (12, 2)
+    assert "report run/evaluation/own.tsv (2 bad rows left out)" in capsys.readouterr().out
+
+
+def test_the_report_holds_every_row(place: Path, trained: Path) -> None:
+    call(place, main, "run=run", "split=train", "checkpoint=last")
+    folder = trained / "evaluation" / "train-last"
+    with (folder / "predictions.csv").open(newline="") as file:
+        answers = list(csv.DictReader(file))
+    assert [row["text"] for row in answers] == [row["text"] for row in rows_of(place, "train")]
+    right = sum(row["label"] == row["prediction"] for row in answers)
+    assert read(folder / "metrics.json")["train/accuracy"] == pytest.approx(right / len(answers))
+    for row in answers:
+        chances = {name: float(row[f"probability_{name}"]) for name in ("bad", "good")}
+        assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
+        assert row["prediction"] == max(chances, key=chances.__getitem__)
+    assert (folder / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+    assert "| right | answered |" in (folder / "samples.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "words", ["run=runs/*", "run=runs/first,runs/lr=1,n=2", "run=[runs/first,'runs/lr=1,n=2']"]
+)
+def test_several_runs_end_in_one_table(
+    trained: Path, trained_deep: Path, tmp_path: Path, capsys: pytest.CaptureFixture, words: str
+) -> None:
+    other = (
+        "other" if words == "run=runs/first,runs/lr=1,n=2" else "lr=1,n=2"
+    )  # a comma parts names, but for that of a folder
+    shutil.copytree(trained, tmp_path / "runs" / "first")
+    shutil.copytree(trained_deep, tmp_path / "runs" / other)
+    call(tmp_path, main, words.replace("first,runs/lr=1,n=2", "first,runs/other"))
+    said = capsys.readouterr().out
+    with (tmp_path / "runs" / "evaluation_test.csv").open(newline="") as file:
+        table = {row["run"]: float(row["test/loss"]) for row in csv.DictReader(file)}
+    assert table.keys() == {"runs/first", f"runs/{other}"}
+    for name, loss in table.items():
+        assert loss == read(tmp_path / name / "metrics.json")["test/loss"]
+        assert name in said
+    call(tmp_path, main, f"run=runs/{other}")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["run=nowhere"], "run=nowhere: there is no such folder"),
+        (["run=no*"], r"run=no\* matches no run folder"),
+        (["run=lm"], "run=lm is no run folder"),
+        (["run=."], "of a sweep perhaps: choose one, such as deep"),
+        (["run=run", "split=tset"], "split=tset must be one of test, val, train.*did you mean test"),
+        (["run=run", "split=val", "input=tweets.csv"], "two things to judge"),
+        (["run=run", "input=gone.csv"], "input=gone.csv: there is no such file"),
+        (["run=run", "input=lm/config.txt"], "input=lm/config.txt: there is no such file"),
+        (["run=run", "input=tweets.csv", "text_column=txt"], r"has no column 'txt' \(nearest: 'text'\)"),
+        (["run=run", "text_column=body"], "text_column is about a file of your own"),
+        (["run=run", "device=gpu"], "no GPU is found here"),
+        (["run=run", "batch_size=0"], "eval_batch_size=0 must be at least 1"),
+        (["run=run", "spilt=val"], "spilt is not a key of this config: did you mean split"),
+        ([], "run has no value: give run="),
+        (["-m", "run=run"], "-m is for training"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    place: Path, trained: Path, trained_deep: Path, words: list[str], sentence: str
+) -> None:
+    with pytest.raises(SystemExit, match=sentence) as end:
+        call(place, main, *words)
+    assert len(str(end.value).splitlines()) == 1
