@@ -83,7 +83,7 @@ def judging_accelerator(cfg: DictConfig, device: str | None) -> str:
     """Lightning's word for `device`; for None that of the training."""
     if device == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise UserMistake("device=gpu: no GPU is found here; leave it out, or give device=cpu.")
-    return "cpu" if (device or cfg.trainer.accelerator) == "cpu" else "auto"
+    return "cpu" if (device or OmegaConf.select(cfg, "trainer.accelerator")) == "cpu" else "auto"
 
 
 def call(cfg: DictConfig) -> Any:

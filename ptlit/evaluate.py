@@ -126,7 +126,9 @@ def judge(run: Run, data: ClassificationData, split: str | None, accelerator: st
     module = SoftPromptModule(run.prompted_lm, label_words=run.label_words)
     answers = Answers()
     judge = build_judge(
-        accelerator, run.cfg.trainer.get("precision", "32-true"), [TQDMProgressBar(), answers]
+        accelerator,
+        run.precision,
+        [TQDMProgressBar(), answers],
     )
     read = split or "test"
     measured = judge.test(module, dataloaders=data.eval_dataloader(read), verbose=False)[0]

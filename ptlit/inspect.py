@@ -2,6 +2,7 @@
 
 import csv
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +185,8 @@ def print_findings(found: Findings, seen_from: str) -> None:
     table = Table(*found.headings)
     for line in found.lines:
         table.add_row(*line)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    width = None if sys.stdout.isatty() else 120
+    console = Console(width=width, soft_wrap=True, highlight=False, markup=False)
     console.print(table)
     total = float(found.attention.sum(1).mean())
     console.print(

@@ -110,7 +110,7 @@ def answer(
     words = run.label_words
     batches = TextBatches(file, unfinished, run.lm.tokenizer, words, run.max_length, chunk_size, batch_size)
     keeper = Answering(survey, unfinished, chunk_size, len(words.names))
-    judge = build_judge(accelerator, run.cfg.trainer.get("precision", "32-true"), [keeper])
+    judge = build_judge(accelerator, run.precision, [keeper])
     judge.predict(
         SoftPromptModule(run.prompted_lm, label_words=words),
         dataloaders=DataLoader(batches, batch_size=None),

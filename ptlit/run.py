@@ -1,5 +1,6 @@
 """A run folder, opened: its LM, its trained prompt, and how it reads texts. Training data stays untouched."""
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from ptlit.prompted_lm import PromptedLM
 from ptlit.run_folder import RunFolder
 
 PROMPT = "prompted_lm.prompt."  # how the names of a checkpoint's tensors begin
+NEEDED = ("seed", "data.max_length", "data.eval_batch_size", "data.on_bad_row")
 PARTS = ("model", "prompt", "data")  # of a config: what it takes to read a text
 
 
@@ -38,6 +40,11 @@ class Run:
     template: Template | None
     label_words: LabelWords | None
     max_length: int
+
+    @property
+    def precision(self) -> Any:
+        """Of the training, in Lightning's words."""
+        return OmegaConf.select(self.cfg, "trainer.precision", default="32-true")
 
 
 def open_run(
@@ -68,9 +75,15 @@ def completed(cfg: DictConfig, data: Any) -> DictConfig:
         given = OmegaConf.select(full, key)
         if given is not None and (there := Path(given).expanduser()).exists():
             OmegaConf.update(full, key, str(there.absolute()))
+    known = inspect.signature(type(data)).parameters
+    unsaid = {
+        name: known[name].default for name in known if known[name].default is not inspect.Parameter.empty
+    }
+    unsaid.pop("seed", None)  # the run's own
+    full.data = OmegaConf.merge(unsaid, full.data)
     if isinstance(data, ClassificationData):
-        words = map(escaped, data.label_words.words)
         full.data.instruction = escaped(data.instruction)
+        words = map(escaped, data.label_words.words)
         full.data.label_words = dict(zip(data.label_words.names, words, strict=True))
     return full
 
@@ -96,8 +109,9 @@ def read_config(folder: RunFolder) -> DictConfig:
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise UserMistake(f"{folder.config} cannot be read: {' '.join(str(error).split())}.") from error
     lacking = [part for part in PARTS if not OmegaConf.is_dict(OmegaConf.select(cfg, part))]
+    lacking = lacking or [key for key in NEEDED if OmegaConf.select(cfg, key) is None]
     if lacking or not isinstance(cfg, DictConfig):
-        raise UserMistake(f"{folder.config} says nothing of {' and '.join(lacking)}: it is no run's config.")
+        raise UserMistake(f"{folder.config} lacks {' and '.join(lacking)}: it is no whole config of a run.")
     return cfg
 
 
@@ -191,11 +205,13 @@ def reading(folder: RunFolder, cfg: DictConfig, lm: FrozenLM) -> tuple[Template 
     """How a classifying run shows a text to the LM, and what it listens for."""
     if "label_column" not in cfg.data:
         return None, None
-    if not cfg.data.label_words:
+    if not cfg.data.get("label_words"):
         raise UserMistake(
             f"{folder.config} does not name the labels (data.label_words), as those of an older ptlit: "
             "write them there, such as {bad: ' bad', good: ' good'}, in alphabetical order."
         )
+    if missing := [key for key in ("template", "text_column") if cfg.data.get(key) is None]:
+        raise UserMistake(f"{folder.config} lacks data.{missing[0]}: it is no whole config of a run.")
     template, words = Template(cfg.data.template), options_of(cfg.data.label_words)
     names = [str(name) for name in words]
     return template, LabelWords.make(

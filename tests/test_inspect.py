@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from methods import make_prompt
 from peft import PeftModel
 from runs import call, train_at
+from tiny import ARCHITECTURES, tiny_lm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ptlit.findings import attention_received
 from ptlit.inspect import inspect, main
+from ptlit.mistake import UserMistake
+from ptlit.prompted_lm import PromptedLM
 from ptlit.run import open_run
 
 INSTRUCTION = "Choose the label of the text: bad, good."  # what is said where nothing is given
@@ -66,6 +71,30 @@ def test_attention_is_that_of_peft(
         attentions = peft(input_ids=ids, output_attentions=True).attentions
     expected = torch.stack([layer[0, :, -ids.shape[1] :, :6].mean((0, 1)) for layer in attentions])  # (L, P)
     torch.testing.assert_close(found.attention, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_attention_is_that_of_the_plain_model(family: str) -> None:
+    """The virtual tokens put before the text as embeddings, and no cache."""
+    lm = tiny_lm(family, spread=0.2)
+    config = lm.model.config.get_text_config()
+    prompted = PromptedLM(lm, make_prompt("prompt_tuning", lm.shape)).eval()
+    rows = [torch.arange(10, 30), torch.arange(40, 49)]
+    found, usual, expected = attention_received(prompted, rows), config._attn_implementation, []
+    config._attn_implementation = "eager"
+    with torch.no_grad():
+        for ids in rows:
+            embeddings = torch.cat([prompted.prompt(), lm.embed(ids)])[None]
+            seen = lm.model(inputs_embeds=embeddings, output_attentions=True).attentions
+            expected.append(torch.stack([layer[0, :, 6:, :6].mean((0, 1)) for layer in seen]))
+    torch.testing.assert_close(found, torch.stack(expected).mean(0), atol=1e-5, rtol=1e-4)
+    assert usual != "eager" or family == "bloom"
+
+
+def test_an_lm_that_does_not_attend_is_told_apart() -> None:
+    lm = tiny_lm("mamba")
+    with pytest.raises(UserMistake, match="Not every layer of this LM attends"):
+        attention_received(PromptedLM(lm, make_prompt("prompt_tuning", lm.shape)), [torch.arange(9)])
 
 
 def test_a_deep_prompt_is_shown_by_layer(

@@ -55,6 +55,14 @@ def test_odd_label_names_come_back_as_they_were(place: Path) -> None:
     assert open_run(folder).label_words.words == (" ${x}", " 1", " no")
 
 
+def test_a_config_that_leaves_things_to_the_classes_is_completed(place: Path) -> None:
+    words = ["~data.eval_batch_size", "~data.on_bad_row"]
+    folder = train_at(place, "bare", "experiment=prompt_tuning", "trainer.max_steps=1", *words)
+    run = open_run(folder)
+    assert run.cfg.data.eval_batch_size == 32 and run.cfg.data.on_bad_row == "error"
+    assert run.label_words.names == ("bad", "good")
+
+
 def test_another_lm_of_the_same_shape_is_refused(copy: Path, tmp_path: Path) -> None:
     lm = tiny_lm("llama", spread=0.3)
     lm.model.save_pretrained(tmp_path / "other")
@@ -89,7 +97,15 @@ def test_what_is_missing_or_broken_is_said(copy: Path, tmp_path: Path) -> None:
     (copy / "config.yaml").write_text("a: [")
     says("config.yaml cannot be read")
     (copy / "config.yaml").write_text("seed: 1")
-    says("says nothing of model and prompt and data")
+    says("lacks model and prompt and data")
+
+
+def test_an_incomplete_config_is_said(copy: Path) -> None:
+    for key in ("max_length", "template"):
+        edit_config(copy, lambda config, key=key: config["data"].pop(key))
+        with pytest.raises(UserMistake, match=f"lacks data.{key}"):
+            open_run(copy)
+        edit_config(copy, lambda config: config["data"].update(max_length=64))
 
 
 def test_a_checkpoint_of_another_prompt_is_not_half_loaded(copy: Path) -> None:
