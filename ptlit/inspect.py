@@ -118,7 +118,7 @@ def of_embeddings(run: Run, start: Start, attention: Tensor, words: int) -> Find
         lines.append((str(i + 1), *began, said, *(shown(name, measures[name][i]) for name in measures)))
     notes = (
         start.note,
-        "nearest words: with the cosine; moved: from the start, as a share of its length; length: 1 is a word's; "
+        "nearest words: with the cosine; moved: from the start, in its lengths; length: 1 is a word's; "
         "attention: what a token of the text pays it, of its whole attention.",
     )
     return Findings(headings, lines, notes, attention, measures, "virtual token")

@@ -18,7 +18,7 @@ INSTRUCTION = "Choose the label of the text: bad, good."  # what is said where n
 
 @pytest.fixture(scope="module")
 def known(place: Path) -> Path:
-    """A run whose virtual tokens are made to be x, twice y, one and a half of the start's third, and so on."""
+    """A run whose virtual tokens are made to be x, twice y, 1.5 times the start's third, and its others."""
     folder = train_at(place, "known", "experiment=prompt_tuning", "trainer.max_steps=1")
     lm = AutoModelForCausalLM.from_pretrained(place / "lm")
     tokenizer = AutoTokenizer.from_pretrained(place / "lm")
