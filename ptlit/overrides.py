@@ -43,13 +43,14 @@ class Wish:
 
 
 def paths_quoted(argv: Sequence[str]) -> list[str]:
-    """Paths need none of Hydra's quotes, and a,b are two paths where they are not one that exists."""
+    """Paths need none of Hydra's quotes, and run=a,b are two runs where that is not one that exists."""
     return [path_quoted(word) for word in argv]
 
 
 def path_quoted(word: str) -> str:
     key, _, value = word.partition("=")
-    if key not in PATHS or value in ("", "null") or value[0] in "'\"[{":
+    as_hydra_has_it = "'\"[{" if key == "run" else "'\"["
+    if key not in (*PATHS, "text") or value in ("", "null") or value[0] in as_hydra_has_it:
         return word
     several = key == "run" and "," in value and not Path(value).exists()
     quoted = ["'" + each.replace("'", "\\'") + "'" for each in (value.split(",") if several else [value])]

@@ -63,16 +63,22 @@ def open_run(
 
 
 def completed(cfg: DictConfig, data: Any) -> DictConfig:
-    """The config with the labels that were found and with whole paths: it then holds in any folder."""
+    """The config with what was found in the data, and with whole paths: it then holds in any folder."""
     full = cfg.copy()
     for key in ("model.name_or_path", "data.path", "data.val_path", "data.test_path"):
         given = OmegaConf.select(full, key)
         if given is not None and (there := Path(given).expanduser()).exists():
             OmegaConf.update(full, key, str(there.absolute()))
     if isinstance(data, ClassificationData):
-        words = [word.replace("${", "\\${") for word in data.label_words.words]  # no reference to another key
+        words = map(escaped, data.label_words.words)
+        full.data.instruction = escaped(data.instruction)
         full.data.label_words = dict(zip(data.label_words.names, words, strict=True))
     return full
+
+
+def escaped(text: str) -> str:
+    """So that it refers to no other key of the config."""
+    return text.replace("${", "\\${")
 
 
 def read_config(folder: RunFolder) -> DictConfig:
