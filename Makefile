@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do $$python -c 'import sys; 
 PIP = .venv/bin/python -m pip -qq --disable-pip-version-check install -c constraints.txt
 INSTALLED = .venv/.installed
 
-.PHONY: help setup train test lint tensorboard clean
+.PHONY: help setup train bench test lint tensorboard clean
 .DEFAULT_GOAL = help
 
 help:  ## List the targets
@@ -15,6 +15,9 @@ setup: $(INSTALLED)  ## Make .venv and install, if anything has changed
 
 train: $(INSTALLED)  ## Train a soft prompt; ARGS="experiment=prefix_tuning optim.lr=0.01" for another run
 	.venv/bin/python -m ptlit.train $(ARGS)
+
+bench: $(INSTALLED)  ## Measure ptlit against PEFT, ten minutes; ARGS="benchmark=large_vocabulary" for others
+	.venv/bin/python -m ptlit.benchmark $(if $(filter command% environment,$(origin ARGS)),$(ARGS))
 
 test: $(INSTALLED)  ## Run the whole test suite
 	.venv/bin/python -m pytest -q

@@ -1,0 +1,81 @@
+"""The rows that everybody trains on: the same ones in batches by chance and in batches of like length."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ptlit.benchmark.case import Nodes, Row, made
+from ptlit.benchmark.engines.padded import PaddedLoss
+from ptlit.data import ClassificationData
+from ptlit.data.collate import IndexedRow
+from ptlit.data.sampler import LengthBucketedBatches
+from ptlit.lm import FrozenLM
+from ptlit.mistake import UserMistake
+
+Batches = dict[str, list[list[Row]]]
+
+
+@dataclass(frozen=True)
+class AboutLM:
+    name: str
+    dtype: str
+    parameters: int
+
+
+class Rows:
+    """Lives in a worker, so that the parent loads neither LM nor data."""
+
+    def __init__(self, nodes: Nodes, chat: dict[str, int] | None = None):
+        self.lm: FrozenLM = made(nodes.model).to(torch.device(nodes.device))
+        data: ClassificationData = made(nodes.data, tokenizer=self.lm.tokenizer, seed=nodes.seed)
+        data.setup()
+        self.seed = nodes.seed
+        self.path = data.path
+        self.rows = chats(data.encoded["train"], nodes.seed, **chat) if chat else data.encoded["train"]
+
+    def about_lm(self) -> AboutLM:
+        dtype = str(self.lm.dtype).removeprefix("torch.")
+        name = Path(self.lm.name).name  # without the folder it lies in
+        return AboutLM(name, dtype, sum(parameter.numel() for parameter in self.lm.parameters()))
+
+    def batches(self, batch_size: int, count: int) -> Batches:
+        """`count` of training's own batches, from short to long in even steps; and their rows shuffled."""
+        lengths = [len(row["input_ids"]) for row in self.rows]
+        bucketed = list(LengthBucketedBatches(lengths, batch_size, seed=self.seed, drop_last=True))
+        if len(bucketed) < count:
+            raise UserMistake(
+                f"{self.path} has {len(self.rows):,} training rows, too few for benchmark.batches={count} "
+                f"with {batch_size} rows each."
+            )
+        bucketed.sort(key=lambda batch: sum(lengths[row] for row in batch))
+        chosen = [bucketed[(2 * i + 1) * len(bucketed) // (2 * count)] for i in range(count)]
+        order = [row for batch in chosen for row in batch]
+        generator = torch.Generator().manual_seed(self.seed)
+        order = [order[i] for i in torch.randperm(len(order), generator=generator).tolist()]
+        by_chance = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        return {
+            "bucketed": [[self.rows[row] for row in batch] for batch in chosen],
+            "random": [[self.rows[row] for row in batch] for batch in by_chance],
+        }
+
+    @torch.no_grad()
+    def untrained_loss(self, rows: list[Row]) -> float:
+        """What transformers gives without a prompt: where LoRA and full fine-tuning begin."""
+        return float(PaddedLoss(self.lm, self.lm.model)(rows))
+
+
+def chats(rows: list[IndexedRow], seed: int, shortest: int, longest: int, learned: int) -> list[IndexedRow]:
+    """Rows as long as chats, put together from short ones; the end is learned, as an answer is."""
+    generator = torch.Generator().manual_seed(seed)
+    made: list[IndexedRow] = []
+    ids: list[int] = []
+    wanted = shortest
+    for index in torch.randperm(len(rows), generator=generator).tolist():
+        ids = ids + rows[index]["input_ids"]
+        if len(ids) >= wanted:
+            labels = [-100] * (wanted - learned) + ids[wanted - learned : wanted]
+            made.append(IndexedRow(input_ids=ids[:wanted], labels=labels, label=0, row=len(made)))
+            ids = []
+            wanted = int(torch.randint(shortest, longest + 1, (1,), generator=generator))
+    return made
