@@ -28,12 +28,11 @@ class TrainerLoop(Engine):
         longest = max(len(row["input_ids"]) for rows in setup.batches for row in rows)
         self.model, self.learned = model, learned_by(model)
         self.loss = PaddedLoss(setup.lm, model, max(LENGTH, longest))  # nothing is cut: all learn the same
-        self.folder = tempfile.TemporaryDirectory()
         self.turns = Turns()
         self.trainer = Trainer(
             model=model,
             args=TrainingArguments(
-                output_dir=self.folder.name,
+                output_dir=tempfile.gettempdir(),
                 per_device_train_batch_size=len(setup.batches[0]),
                 max_steps=1_000_000,
                 max_grad_norm=0.0,  # as the others
@@ -41,7 +40,7 @@ class TrainerLoop(Engine):
                 train_sampling_strategy="sequential",
                 use_cpu=setup.lm.device.type == "cpu",
                 dataloader_pin_memory=False,
-                save_strategy="no",
+                save_strategy="no",  # so nothing is written
                 logging_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
