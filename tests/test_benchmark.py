@@ -104,7 +104,7 @@ def test_no_speed_of_engines_that_differ(wrong: Judgement, sentence: str) -> Non
         check_agreement({"ptlit": right, "peft": wrong}, "a case", 1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "ptuning_lstm"])  # nor LSTMs
 def test_necessary_operations_are_those_that_torch_counts(method: str) -> None:
     """Without padding little can be saved of a step: what is masked, and the first layer's gradients."""
     given = setup(method, layers=12)

@@ -30,6 +30,7 @@ class Nodes:
 class Case:
     """One point of the axes. LoRA and full fine-tuning know no method and no virtual tokens."""
 
+    task: str  # training, classification or generation
     method: str | None
     num_virtual_tokens: int | None
     batch_size: int
@@ -37,7 +38,7 @@ class Case:
 
     def __str__(self) -> str:
         prompt = f"{self.method}, {self.num_virtual_tokens} virtual tokens" if self.method else "no prompt"
-        return f"{prompt}, {self.batching} batches of {self.batch_size}"
+        return f"{self.task}: {prompt}, {self.batching} batches of {self.batch_size}"
 
 
 def made(node: Node, **live: Any) -> Any:

@@ -80,7 +80,8 @@ def comparable(ours: Case, peer: Case) -> bool:
         ours.num_virtual_tokens,
     )
     same_batching = peer.batching == ours.batching or (ours.batching, peer.batching) == ("bucketed", "random")
-    return same_prompt and same_batching and peer.batch_size == ours.batch_size
+    same_work = (peer.task, peer.batch_size) == (ours.task, ours.batch_size)
+    return same_prompt and same_batching and same_work
 
 
 def _ratio(ours: Measurement, peer: Measurement, where: Figures) -> Figures:

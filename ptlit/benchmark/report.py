@@ -46,6 +46,9 @@ class Report:
         self.console.print(f"{turn[0][1]}: {names} ...")
         yield
 
+    def say(self, sentence: str) -> None:
+        self.console.print(sentence)
+
     def add(self, measured: Sequence[Measurement]) -> None:
         self.measured += measured
 
@@ -99,21 +102,23 @@ def speed_table(rows: Sequence[Figures], compared: Sequence[Figures]) -> Table:
 
 
 def sections(rows: Sequence[Figures]) -> list[list[Figures]]:
+    keys = ("task", "method", "num_virtual_tokens", "batch_size")
     found: dict[tuple[Any, ...], list[Figures]] = {}
     for row in rows:
-        found.setdefault((row["method"], row["num_virtual_tokens"], row["batch_size"]), []).append(row)
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
     return list(found.values())
 
 
 def section_name(row: Figures) -> str:
     prompt = f"{row['method']}, P={row['num_virtual_tokens']}" if row["method"] else "for context"
-    return f"{prompt}, batch {row['batch_size']}"
+    return f"{row['task']}: {prompt}, batch {row['batch_size']}"
 
 
 def times_over(peer: Figures, batching: str, compared: Sequence[Figures]) -> str:
     """The peer's CPU time (on a GPU its time) over that of ptlit with this batching, for the same rows."""
     time = "cpu_time" if peer["device"] == "cpu" else "time"
-    same = ("method", "num_virtual_tokens", "batch_size") if peer["method"] else ("batch_size",)
+    same = ["task", "batch_size"]
+    same += ["method", "num_virtual_tokens"] if peer["method"] else []
     found = [
         ratio[time]
         for ratio in compared

@@ -1,17 +1,23 @@
 """The rows that everybody trains on: the same ones in batches by chance and in batches of like length."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ptlit.benchmark.case import Nodes, Row, made
+from ptlit.benchmark.answers import Questions
+from ptlit.benchmark.case import Node, Nodes, Row, made
 from ptlit.benchmark.engines.padded import PaddedLoss
 from ptlit.data import ClassificationData
 from ptlit.data.collate import IndexedRow
+from ptlit.data.example import NOT_LEARNED
 from ptlit.data.sampler import LengthBucketedBatches
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
+from ptlit.peft_format import write_adapter
+from ptlit.prompt import SoftPrompt
+from ptlit.prompt.init import start_prompt
 
 Batches = dict[str, list[list[Row]]]
 
@@ -30,6 +36,7 @@ class Rows:
         self.lm: FrozenLM = made(nodes.model).to(torch.device(nodes.device))
         data: ClassificationData = made(nodes.data, tokenizer=self.lm.tokenizer, seed=nodes.seed)
         data.setup()
+        self.data = data
         self.seed = nodes.seed
         self.path = data.path
         self.rows = chats(data.encoded["train"], nodes.seed, **chat) if chat else data.encoded["train"]
@@ -63,6 +70,38 @@ class Rows:
     def untrained_loss(self, rows: list[Row]) -> float:
         """What transformers gives without a prompt: where LoRA and full fine-tuning begin."""
         return float(PaddedLoss(self.lm, self.lm.model)(rows))
+
+    def questions(self, batch_size: int, count: int, new_tokens: int) -> Questions:
+        """Texts of the test split, in each batch of one length, and the lengths from long to short."""
+        by_length: dict[int, list[list[int]]] = defaultdict(list)
+        for row in self.data.encoded["test"]:
+            text = text_alone(row)
+            by_length[len(text)].append(text)
+        found = [
+            texts[i : i + batch_size]
+            for _, texts in sorted(by_length.items(), reverse=True)
+            for i in range(0, len(texts) - batch_size + 1, batch_size)
+        ]
+        if len(found) < count:
+            raise UserMistake(
+                f"Of {self.path} only {len(found)} batches of {batch_size} test texts of one length can be made: "
+                f"lower benchmark.batches={count} or benchmark.batch_size."
+            )
+        chosen = [found[(2 * i + 1) * len(found) // (2 * count)] for i in range(count)]
+        return Questions(chosen, self.data.label_words.token_ids, new_tokens)
+
+    def write_adapter(self, node: Node, folder: Path) -> None:
+        """An untrained prompt that starts from the task in words."""
+        torch.manual_seed(self.seed)
+        prompt: SoftPrompt = made(node, shape=self.lm.shape).to(self.lm.device)
+        start_prompt(prompt, self.lm, from_="text", text=self.data.instruction)
+        write_adapter(folder, prompt, self.lm.shape, self.lm.name)
+
+
+def text_alone(row: IndexedRow) -> list[int]:
+    """Without its label, which ends the row."""
+    pairs = zip(row["input_ids"], row["labels"], strict=True)
+    return [token for token, label in pairs if label == NOT_LEARNED]
 
 
 def chats(rows: list[IndexedRow], seed: int, shortest: int, longest: int, learned: int) -> list[IndexedRow]:

@@ -8,14 +8,14 @@ from typing import Literal
 
 from ptlit.benchmark.agreement import TOLERANCE, check_agreement, check_loss
 from ptlit.benchmark.case import Case, Nodes, Row, checked_method, prompt_node
-from ptlit.benchmark.clock import Spent, total
 from ptlit.benchmark.engines import NEED_PEFT, WITHOUT_PROMPT, checked_engines
 from ptlit.benchmark.figures import Measurement
-from ptlit.benchmark.limit import MatrixProducts, Rates
+from ptlit.benchmark.limit import MatrixProducts
 from ptlit.benchmark.machine import check_device, check_peft, usable_threads
 from ptlit.benchmark.measure import EngineAtWork, Judgement
 from ptlit.benchmark.report import Report
 from ptlit.benchmark.rows import AboutLM, Rows
+from ptlit.benchmark.turns import take_turns
 from ptlit.benchmark.worker import Worker
 from ptlit.mistake import UserMistake
 
@@ -74,7 +74,7 @@ class Speed:
                 with ExitStack() as stack, report.working_on(turn):
                     workers, judged, began = self.start(turn, nodes, batches, stack)
                     agree(turn, judged, untrained[turn[0][1].batch_size], TOLERANCE[about.dtype])
-                    passes, rates = self.take_turns(workers, products, len(batches))
+                    passes, rates = take_turns(workers, products, len(batches), self.warmup, self.passes)
                     measured = [
                         Measurement(
                             engine=engine,
@@ -100,10 +100,11 @@ class Speed:
             for batching in self.batching:
                 engines = self.engines[batching]
                 for place, (method, length) in enumerate(self.prompts):
-                    case = Case(method, length, size, batching)
+                    case = Case("training", method, length, size, batching)
                     prompted = [(engine, case) for engine in engines if engine not in WITHOUT_PROMPT]
                     context = [engine for engine in engines if engine in WITHOUT_PROMPT and place == 0]
-                    yield prompted + [(engine, Case(None, None, size, batching)) for engine in context]
+                    alone = Case("training", None, None, size, batching)
+                    yield prompted + [(engine, alone) for engine in context]
 
     def start(
         self, turn: Turn, nodes: Nodes, batches: Sequence[Sequence[Row]], stack: ExitStack
@@ -118,28 +119,6 @@ class Speed:
             judged[engine] = worker("judge")
             seconds[engine] = time.perf_counter() - began
         return workers, judged, seconds
-
-    def take_turns(
-        self, workers: Mapping[str, Worker], products: Worker, batches: int
-    ) -> tuple[dict[str, list[Spent]], list[Rates]]:
-        """Every engine takes the same step before any takes the next."""
-        step = 0
-
-        def all_step() -> dict[str, Spent]:
-            nonlocal step
-            index, step = step % batches, step + 1
-            return {engine: worker("step", index) for engine, worker in workers.items()}
-
-        for _ in range(self.warmup):
-            all_step()
-        passes: dict[str, list[Spent]] = {engine: [] for engine in workers}
-        rates: list[Rates] = []
-        for _ in range(self.passes):
-            rates.append(products("rates"))
-            steps = [all_step() for _ in range(batches)]
-            for engine in workers:
-                passes[engine].append(total(taken[engine] for taken in steps))
-        return passes, rates
 
 
 def agree(turn: Turn, judged: Mapping[str, Judgement], untrained: float, tolerance: float) -> None:
