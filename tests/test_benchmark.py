@@ -15,19 +15,26 @@ from tiny import tiny_lm
 from torch.utils.flop_counter import FlopCounterMode
 
 from ptlit.benchmark.agreement import check_agreement
+from ptlit.benchmark.answers import Questions
 from ptlit.benchmark.case import Nodes, made, prompt_node
 from ptlit.benchmark.engines import Engine, Setup
 from ptlit.benchmark.engines.full import full
 from ptlit.benchmark.engines.hf_trainer import peft_trainer
 from ptlit.benchmark.engines.of_peft import lora, peft
 from ptlit.benchmark.engines.own import ptlit, ptlit_concatenated
+from ptlit.benchmark.engines.own_answers import OwnAnswers
 from ptlit.benchmark.engines.padded import PaddedLoss
+from ptlit.benchmark.engines.peft_answers import PeftAnswers
+from ptlit.benchmark.inference import compared
 from ptlit.benchmark.limit import necessary_operations
 from ptlit.benchmark.machine import check_peft
 from ptlit.benchmark.measure import Judgement
 from ptlit.benchmark.rows import Rows, chats
 from ptlit.benchmark.speed import Speed
+from ptlit.config import conf_folder
 from ptlit.mistake import UserMistake
+from ptlit.overrides import preflight
+from ptlit.peft_format import write_adapter
 
 METHODS = ("prompt_tuning", "ptuning_mlp", "ptuning_lstm", "prefix_tuning", "prefix_projection", "ptuning_v2")
 LENGTHS = (9, 14, 6, 11)
@@ -80,6 +87,41 @@ def test_what_is_there_for_context_begins_as_the_lm_alone(make_engine: object) -
     for rows in batches():
         engine.step(rows)
     assert engine.judge(batches()[0])[0] < plain
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_answers_are_those_of_peft(method: str, tmp_path: Path) -> None:
+    """Label and text, from one adapter, for texts of one length; ptlit alone may mix lengths."""
+    given = setup(method)
+    write_adapter(tmp_path, given.prompt, given.lm.shape, "tiny")
+    texts = [row["input_ids"][-6:] for row in batches()[0]]
+    first = PeftAnswers(tiny_lm("llama", spread=0.2), tmp_path, {}, Questions([texts], (), 5))
+    written = first.generate(texts)
+    questions = Questions([texts], ((written[0][0],), (258,)), 5)
+    ours = OwnAnswers(given.lm, tmp_path, prompt_node(method, 6), questions)
+    theirs = PeftAnswers(tiny_lm("llama", spread=0.2), tmp_path, {}, questions)
+    ours.begin()
+    assert ours.generate(texts) == written
+    assert ours.classify(texts)[0] == theirs.classify(texts)[0] == (written[0][0],)
+    longer = [*texts, batches()[0][1]["input_ids"]]
+    assert ours.generate(longer)[:-1] == written and ours.classify(longer)[:-1] == ours.classify(texts)
+
+
+def test_no_speed_of_answers_that_differ() -> None:
+    labels = ((5,), (6,))
+    said = compared("classification", [(5,), (6,), (5,)], [(5,), (6,), (9,)], labels)
+    assert said == "classification: peft generates a label for 2 of 3 texts, 2 times that of ptlit"
+    with pytest.raises(UserMistake, match="another label than peft to 1 of 2 texts, so no speed is reported"):
+        compared("classification", [(5,), (5,), (5,)], [(5,), (6,), (9,)], labels)
+    with pytest.raises(UserMistake, match="differently after 1 of 2 texts, so no speed is reported"):
+        compared("generation", [(1, 2), (3, 4)], [(1, 2), (3, 5)], labels)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (conf_folder() / "benchmark").glob("*.yaml")))
+def test_every_benchmark_passes_the_check(name: str) -> None:
+    preflight([f"benchmark={name}"], "benchmark")
+    with pytest.raises(UserMistake, match="benchmark.batchs is not a key of this config"):
+        preflight([f"benchmark={name}", "benchmark.batchs=2"], "benchmark")
 
 
 def judgement(loss: float = 1.0, **gradients: list[float]) -> Judgement:

@@ -1,7 +1,7 @@
 """A finished prompt at work, side by side with PEFT: naming the labels of a file of texts, and writing on.
 
-PEFT has no label scores: it generates the label. Both have to give the same answers, so the texts of a batch are
-of one length: with padding on the left, PEFT's answers are no longer those to the text alone.
+PEFT has no label scores: it generates the label. Both have to give the same answers, so the texts of a batch
+are of one length: behind padding on the left, PEFT's answers are no longer those to the text alone.
 """
 
 import tempfile

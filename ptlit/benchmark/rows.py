@@ -84,7 +84,7 @@ class Rows:
         ]
         if len(found) < count:
             raise UserMistake(
-                f"Of {self.path} only {len(found)} batches of {batch_size} test texts of one length can be made: "
+                f"{self.path} has only {len(found)} batches of {batch_size} test texts of one length: "
                 f"lower benchmark.batches={count} or benchmark.batch_size."
             )
         chosen = [found[(2 * i + 1) * len(found) // (2 * count)] for i in range(count)]
