@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -82,4 +83,4 @@ def left_padded(texts: Texts, pad: int, device: torch.device) -> tuple[torch.Ten
 
 def cut_at_end(new: Sequence[int], end: int | None) -> Tokens:
     """Without the end of the text and the padding after it."""
-    return tuple(new[: list(new).index(end)] if end in new else new)
+    return tuple(takewhile(lambda token: token != end, new))
