@@ -7,7 +7,7 @@ import numpy as np
 from ptlit.benchmark.measure import Judgement
 from ptlit.mistake import UserMistake
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}  # of a gradient, relative to its norm
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}  # of a gradient, relative to its norm
 
 
 class Disagreement(UserMistake):

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -13,6 +14,14 @@ from ptlit.signature import guess
 
 Node = Mapping[str, Any]  # plain Python, with a _target_
 Row = Mapping[str, Any]  # of data/example: input_ids, labels
+
+
+class Benchmark(Protocol):
+    """What a file of conf/benchmark names."""
+
+    device: str
+
+    def run(self, nodes: "Nodes", folder: Path) -> None: ...
 
 
 @dataclass(frozen=True)

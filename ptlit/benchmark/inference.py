@@ -91,7 +91,8 @@ class Inference:
         report: Report,
     ) -> list[Measurement]:
         case = Case(task, self.method, self.num_virtual_tokens, self.batch_size, "bucketed")
-        with ExitStack() as stack, report.working_on([(engine, case) for engine in ENGINES]):
+        report.say(f"{case}: {', '.join(ENGINES)} ...")
+        with ExitStack() as stack:
             workers, began, measured = {}, {}, []
             for engine in ENGINES:
                 start = time.perf_counter()

@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
-from ptlit.benchmark.case import Case
 from ptlit.benchmark.figures import Figures, Measurement, figures, ratios
 from ptlit.benchmark.machine import device_name
 from ptlit.benchmark.rows import AboutLM
@@ -39,12 +37,6 @@ class Report:
             f"{lm.name}, {lm.parameters:,} parameters in {lm.dtype}, "
             f"on {self.machine['name']} with {threads} CPU threads"
         )
-
-    @contextmanager
-    def working_on(self, turn: Sequence[tuple[str, Case]]) -> Iterator[None]:
-        names = ", ".join(engine for engine, _ in turn)
-        self.console.print(f"{turn[0][1]}: {names} ...")
-        yield
 
     def say(self, sentence: str) -> None:
         self.console.print(sentence)

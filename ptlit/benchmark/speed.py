@@ -70,10 +70,12 @@ class Speed:
         report = Report(about, self.device, self.threads)
         with Worker("matrix products", self.threads, MatrixProducts, about.dtype, self.device) as products:
             for turn in self.turns():
-                batches = found[turn[0][1].batch_size][turn[0][1].batching]
-                with ExitStack() as stack, report.working_on(turn):
+                _, first = turn[0]
+                batches = found[first.batch_size][first.batching]
+                report.say(f"{first}: {', '.join(engine for engine, _ in turn)} ...")
+                with ExitStack() as stack:
                     workers, judged, began = self.start(turn, nodes, batches, stack)
-                    agree(turn, judged, untrained[turn[0][1].batch_size], TOLERANCE[about.dtype])
+                    agree(turn, judged, untrained[first.batch_size], TOLERANCE[about.dtype])
                     passes, rates = take_turns(workers, products, len(batches), self.warmup, self.passes)
                     measured = [
                         Measurement(
