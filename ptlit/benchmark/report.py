@@ -58,7 +58,8 @@ class Report:
 
     def close(self, folder: Path) -> None:
         contents = self.contents()
-        self.console.print(speed_table(contents["rows"], contents["ratios"]))
+        for section in sections(contents["rows"]):
+            self.console.print(table(section, contents["ratios"]))
         plot(contents["rows"], folder / PLOT, f"{self.where['model']}, {self.machine['name']}")
         self.console.print(f"figures {folder / JSON}\nplot    {folder / PLOT}")
 
@@ -69,28 +70,26 @@ def write_json(path: Path, contents: Any) -> None:
     os.replace(part, path)
 
 
-def speed_table(rows: Sequence[Figures], compared: Sequence[Figures]) -> Table:
-    """A section for each prompt and batch size."""
-    table = Table(Column(no_wrap=True), box=SIMPLE)
+def table(section: Sequence[Figures], compared: Sequence[Figures]) -> Table:
+    """Of one prompt and batch size."""
+    found = Table(Column(no_wrap=True, min_width=22), box=SIMPLE, title=section_name(section[0]))
+    found.title_justify = "left"
     headings = ("examples per\nCPU second", "per\nsecond", "peak\nMB", "first\nstep, s", "of\nlimit")
     for heading in (*headings, "over\nptlit", "over ptlit\nbucketed"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for section in sections(rows):
-        table.add_section()
-        table.add_row(f"[bold]{section_name(section[0])}")
-        for row in section:
-            low, high = row["examples_per_cpu_second_range"]
-            limit = row["fraction_of_limit"]
-            table.add_row(
-                f"{row['engine']}{', bucketed' if row['batching'] == 'bucketed' else ''}",
-                f"{row['examples_per_cpu_second']:.3g} ({low:.3g}-{high:.3g})",
-                f"{row['examples_per_second']:.3g}",
-                f"{row['peak_mb']:,.0f}",
-                f"{row['seconds_to_first_step']:.1f}",
-                f"{limit:.0%}" if limit is not None else "",
-                *(times_over(row, batching, compared) for batching in ("random", "bucketed")),
-            )
-    return table
+        found.add_column(heading, justify="right", no_wrap=True)
+    for row in section:
+        low, high = row["examples_per_cpu_second_range"]
+        limit = row["fraction_of_limit"]
+        found.add_row(
+            f"{row['engine']}{', bucketed' * (row['batching'] == 'bucketed')}",
+            f"{row['examples_per_cpu_second']:.3g} ({low:.3g}-{high:.3g})",
+            f"{row['examples_per_second']:.3g}",
+            f"{row['peak_mb']:,.0f}",
+            f"{row['seconds_to_first_step']:.1f}",
+            f"{limit:.0%}" if limit is not None else "",
+            *(times_over(row, batching, compared) for batching in ("random", "bucketed")),
+        )
+    return found
 
 
 def sections(rows: Sequence[Figures]) -> list[list[Figures]]:

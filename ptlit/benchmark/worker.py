@@ -26,6 +26,8 @@ class Worker:
         self.process = context.Process(
             target=_serve, args=(theirs, threads, make, arguments), name=name, daemon=True
         )
+        # One arena of memory: a second thread, such as the one of the Trainer, would waste another's gaps.
+        os.environ["MALLOC_ARENA_MAX"] = "1"
         self.process.start()
         theirs.close()
         self._receive()
