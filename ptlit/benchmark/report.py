@@ -82,7 +82,7 @@ def table(section: Sequence[Figures], compared: Sequence[Figures]) -> Table:
         limit = row["fraction_of_limit"]
         found.add_row(
             f"{row['engine']}{', bucketed' * (row['batching'] == 'bucketed')}",
-            f"{row['examples_per_cpu_second']:.3g} ({low:.3g}-{high:.3g})",
+            f"{row['examples_per_cpu_second']:.3g} ±{(high - low) / 2 / row['examples_per_cpu_second']:.0%}",
             f"{row['examples_per_second']:.3g}",
             f"{row['peak_mb']:,.0f}",
             f"{row['seconds_to_first_step']:.1f}",
@@ -139,7 +139,7 @@ def plot(rows: Sequence[Figures], picture: Path, title: str) -> None:
     left.set(title=speed.replace("_", " "), yticks=places, yticklabels=names)
     right.barh(places, [row["peak_mb"] for row in rows], color=colors)
     right.barh(places, [row["loaded_mb"] for row in rows], color="white", alpha=0.5)
-    right.set(title="peak memory, MB (pale: before the first step)")
+    right.set(title="peak MB (pale: once loaded)")
     figure.suptitle(title)
     part = picture.with_suffix(".part.png")
     figure.savefig(part, dpi=110)
