@@ -1,11 +1,10 @@
-ARGS ?= experiment=ptuning_lstm
 # The first Python on the path that is new enough; `make PYTHON=...` takes another.
 PYTHON ?= $(shell for python in python3.11 python3; do $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo $$python && break; done)
 PIP = .venv/bin/python -m pip -qq --disable-pip-version-check install -c constraints.txt
 INSTALLED = .venv/.installed
 
-.PHONY: help setup train test lint tensorboard clean
+.PHONY: help setup train bench test lint tensorboard clean
 .DEFAULT_GOAL = help
 
 help:  ## List the targets
@@ -13,8 +12,12 @@ help:  ## List the targets
 
 setup: $(INSTALLED)  ## Make .venv and install, if anything has changed
 
+train: ARGS ?= experiment=ptuning_lstm
 train: $(INSTALLED)  ## Train a soft prompt; ARGS="experiment=prefix_tuning optim.lr=0.01" for another run
 	.venv/bin/python -m ptlit.train $(ARGS)
+
+bench: $(INSTALLED)  ## Measure ptlit against PEFT, ten minutes; ARGS="benchmark=large_vocabulary" for others
+	.venv/bin/python -m ptlit.benchmark $(ARGS)
 
 test: $(INSTALLED)  ## Run the whole test suite
 	.venv/bin/python -m pytest -q

@@ -19,7 +19,8 @@ from ptlit.signature import LATER, MISSING, guess, option_mistakes, shown
 
 Options = dict[str, Any]
 
-PARTS = ("model", "data", "prompt", "optim", "schedule", "trainer")  # each of these names one thing
+# each of these names one thing
+PARTS = ("model", "data", "prompt", "optim", "schedule", "trainer", "benchmark")
 BOXES = ("callbacks", "logger")  # each of these holds any number of named things
 SPREAD = ("experiment", "hydra", "sweep")  # groups that write into the others and have no key of their own
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
@@ -220,7 +221,11 @@ def rule_mistakes(part: str, node: Any) -> list[str]:
 def trial_mistakes(path: str, node: Any, found: Sequence[str]) -> list[str]:
     """What the constructor objects to, learned by calling it with stand-ins: nothing is allocated or read."""
     wrong = {re.split(r"[=\s]", mistake, maxsplit=1)[0].rpartition(".")[2] for mistake in found}
-    if path not in ("data", "prompt", "optim") or not isinstance(node, dict) or "_target_" in wrong:
+    if (
+        path not in ("data", "prompt", "optim", "benchmark")
+        or not isinstance(node, dict)
+        or "_target_" in wrong
+    ):
         return []
     if "_target_" not in node:
         return []
@@ -231,6 +236,7 @@ def trial_mistakes(path: str, node: Any, found: Sequence[str]) -> list[str]:
     known: dict[str, Options] = {
         "data": {"tokenizer": None},
         "prompt": {"shape": LMShape(64, 2, 2, 32, None)},
+        "benchmark": {},
         "optim": {"params": [torch.nn.Parameter(torch.empty(1))]},
     }
     stand_ins, target, mistakes = known[path], resolve_name(node["_target_"]), []

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HYDRA = {"build", "callbacks.sweep_table", "command", "config", "overrides", "signature", "train"}
+HYDRA = {
+    "benchmark.__main__",
+    "build",
+    "callbacks.sweep_table",
+    "command",
+    "config",
+    "overrides",
+    "signature",
+    "train",
+}
 TOP = "CHANGELOG.md LICENSE Makefile README.md conf constraints.txt notebooks ptlit pyproject.toml tests"
 
 
@@ -34,6 +43,12 @@ def test_parts_know_little_of_each_other(folder: str, known: set[str]) -> None:
     own = {(name, each) for name, each in imports(folder) if each.startswith("ptlit.")}
     assert own
     assert {(name, each) for name, each in own if each.split(".")[1] not in known} == set()
+
+
+def test_nobody_needs_the_benchmark_nor_peft() -> None:
+    """They are there to be compared with; training does without them."""
+    outside = {(name, each) for name, each in imports() if not name.startswith("benchmark.")}
+    assert {(name, each) for name, each in outside if each.startswith(("ptlit.benchmark", "peft"))} == set()
 
 
 def test_few_know_hydra() -> None:

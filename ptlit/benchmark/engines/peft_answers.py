@@ -1,0 +1,37 @@
+"""PEFT with a finished prompt: it generates, the label of a text too."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from ptlit.benchmark.answers import Answers, Questions, Texts, Tokens, cut_at_end, left_padded
+from ptlit.benchmark.case import Node
+from ptlit.lm import FrozenLM
+
+
+class PeftAnswers(Answers):
+    def __init__(self, lm: FrozenLM, adapter: Path, prompt: Node, questions: Questions):
+        self.lm, self.questions = lm, questions
+        self.model = PeftModel.from_pretrained(lm.model, str(adapter)).eval()
+
+    def begin(self) -> None:
+        """It computes the virtual tokens anew for every batch."""
+
+    def classify(self, texts: Texts) -> list[Tokens]:
+        longest = max(map(len, self.questions.labels))
+        said = self._written(texts, longest)
+        found = [[label for label in self.questions.labels if new[: len(label)] == label] for new in said]
+        return [labels[0] if labels else new for labels, new in zip(found, said, strict=True)]
+
+    def generate(self, texts: Texts) -> list[Tokens]:
+        return self._written(texts, self.questions.new_tokens)
+
+    @torch.no_grad()
+    def _written(self, texts: Texts, new_tokens: int) -> list[Tokens]:
+        end = self.lm.model.generation_config.eos_token_id
+        ids, mask = left_padded(texts, end or 0, self.lm.device)
+        written = self.model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False
+        )
+        return [cut_at_end(row, end) for row in written[:, ids.shape[1] :].tolist()]
