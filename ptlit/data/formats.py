@@ -6,6 +6,7 @@ A record that cannot be read is a string that says why, so one broken line never
 import codecs
 import csv
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from ptlit.mistake import UserMistake
 
 Record = dict[str, object] | str
 UNDECODABLE = "\udc80"  # a lone surrogate: no valid file decodes to one
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # an escape in JSON can make one, and no tokenizer takes it
 
 codecs.register_error("ptlit.mark", lambda error: (UNDECODABLE, error.end))  # type: ignore[attr-defined]
 
@@ -178,4 +180,6 @@ def problem_with_text(text: str) -> str | None:
         return "bytes that do not fit the encoding; set data.encoding if the file is not utf-8"
     if "\0" in text:
         return "a NUL byte"
+    if LONE_SURROGATE.search(text):
+        return "half a character (a lone surrogate)"
     return None
