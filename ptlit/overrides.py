@@ -49,7 +49,7 @@ def paths_quoted(argv: Sequence[str]) -> list[str]:
 
 def path_quoted(word: str) -> str:
     key, _, value = word.partition("=")
-    if key not in PATHS or value in ("", "null") or value[0] in "'\"[":
+    if key not in PATHS or value in ("", "null") or value[0] in "'\"[{":
         return word
     several = "," in value and not Path(value).exists()
     quoted = ["'" + each.replace("'", "\\'") + "'" for each in (value.split(",") if several else [value])]
