@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from transformers import TextStreamer
 
@@ -125,9 +125,8 @@ class Chat:
 
     def go_on(self, lines: Iterator[str]) -> None:
         if sys.stdin.isatty():
-            self.say(
-                f"{', '.join(self.voices)} on {self.voice.prompted_lm.lm.name}; /help lists what can be said"
-            )
+            lm = Path(self.voice.prompted_lm.lm.name).name
+            self.say(f"{', '.join(self.voices)} on {lm}; /help lists what can be said")
         for line in lines:
             text = line.strip()
             if text.startswith("/"):
@@ -186,7 +185,7 @@ class Chat:
         """The untrained LM reads the same dialogue, the replies of the trained prompt included."""
         replies = {voice.name: voice.reply(self.history) for voice in (self.voice, self.voice.untrained)}
         if sys.stdout.isatty():
-            table = Table(*replies, expand=True)
+            table = Table(*(Column(name, ratio=1) for name in replies), expand=True)
             table.add_row(*map(Text, replies.values()))
             self.console.print(table)
         else:

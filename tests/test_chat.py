@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ptlit.chat import main as chat
 from ptlit.chat import named
 from ptlit.data import ChatData, ChatTemplate
+from ptlit.evaluate import main as evaluate
 from ptlit.loss import divergence, learned_positions
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
@@ -152,6 +153,25 @@ def test_the_run_folder_tells_all_of_a_chat(trained: Path, deep: Path) -> None:
         tags |= {*events.Tags()["tensors"], *events.Tags()["scalars"]}
     assert {"test/replies/text_summary", "val/perplexity", "forgetting/perplexity_trained"} <= tags
     assert (trained / "curves.png").is_file()
+
+
+def test_it_goes_on_from_where_it_ended(trained: Path, place: Path) -> None:
+    """Twelve steps at once, and eight followed by four: the same prompt."""
+    schedule = "schedule=constant"  # a cosine would know of its end
+    whole = train_at(place, "whole", "experiment=chat_ptuning", schedule, "trainer.max_steps=12")
+    cut = train_at(place, "cut", "experiment=chat_ptuning", schedule)
+    call(place, train, "resume=cut", "trainer.max_steps=12")
+    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, cut)]
+    ours, theirs = (state["state_dict"] for state in states)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_evaluate_finds_the_numbers_of_training(trained: Path, place: Path) -> None:
+    call(place, evaluate, "run=polite")
+    found = json.loads((trained / "evaluation" / "test" / "metrics.json").read_text())
+    for name in ("perplexity", "token_accuracy", "loss"):
+        assert found[f"test/{name}"] == pytest.approx(metrics_of(trained)[f"test/{name}"], rel=1e-5)
 
 
 def asked(place: Path, capsys: pytest.CaptureFixture, typed: str, *words: str) -> list[str]:

@@ -64,7 +64,7 @@ def _is_file_name(name: str, key: str) -> bool:
 def _bundled(name: str, split: str, subset: str | None) -> Table:
     rows = tweets.tweets(split, subset) if name == BUNDLED_TWEETS else dialogues.dialogues(split)
     records: list[tuple[int, Record]] = [(i, dict(row)) for i, row in enumerate(rows, start=1)]
-    return Table(f"{name} {split}", "row", records)
+    return Table(f"{name} {split}", "row", records, tuple(rows[0]))
 
 
 def _folder(folder: Path, encoding: str | None) -> dict[str, Table]:
