@@ -163,6 +163,10 @@ class Chat:
     def answer(self, text: str) -> None:
         self.history.append(Message(role="user", content=text))
         try:
+            fitting = self.voice.fitting(self.history)
+            if len(fitting) < len(self.history):
+                self.say("(the oldest turns no longer fit and are forgotten)")
+                self.history = fitting
             reply = self.compared() if self.base else self.streamed()
         except (UserMistake, BadDialogue) as problem:
             self.history.pop()

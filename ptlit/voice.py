@@ -40,19 +40,20 @@ class Voice:
         return str(self.template.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def read(self, history: Sequence[Message]) -> list[int]:
-        """The ids of the dialogue so far; where they leave no room for a reply, without its oldest turns."""
         system = [Message(role="system", content=self.system)] if self.system else []
-        kept: list[Message] = [*system, *history]
+        return self.template.ids([*system, *history])
+
+    def fitting(self, history: Sequence[Message]) -> list[Message]:
+        """The dialogue, without its oldest turns where they leave no room for a reply."""
         longest = self.prompted_lm.lm.shape.max_positions
-        while True:
-            ids = self.template.ids(kept)
-            needed = self.prompted_lm.num_virtual_tokens + len(ids) + (self.settings.max_new_tokens or 0)
-            if longest is None or needed <= longest:
-                return ids
+        taken = self.prompted_lm.num_virtual_tokens + (self.settings.max_new_tokens or 0)
+        kept = list(history)
+        while longest is not None and taken + (count := len(self.read(kept))) > longest:
             shorter = without_oldest_turn(kept)
             if shorter is None:
                 raise UserMistake(
-                    f"This takes {len(ids):,} tokens and the LM reads {longest:,} with its reply: say it"
+                    f"This takes {count:,} tokens and the LM reads {longest:,} with its reply: say it"
                     " shorter or lower max_new_tokens."
                 )
             kept = shorter
+        return kept

@@ -155,10 +155,13 @@ def test_the_run_folder_tells_all_of_a_chat(trained: Path, deep: Path) -> None:
     assert (trained / "curves.png").is_file()
 
 
-def test_it_goes_on_from_where_it_ended(trained: Path, place: Path) -> None:
+def test_it_goes_on_from_where_it_ended(trained: Path, place: Path, capsys: pytest.CaptureFixture) -> None:
     """Twelve steps at once, and eight followed by four: the same prompt."""
     schedule = "schedule=constant"  # a cosine would know of its end
     whole = train_at(place, "whole", "experiment=chat_ptuning", schedule, "trainer.max_steps=12")
+    said = capsys.readouterr().out
+    for line in ("trained prompt", "untrained LM   ", "token accuracy", "the untrained LM's own replies"):
+        assert line in said
     cut = train_at(place, "cut", "experiment=chat_ptuning", schedule)
     call(place, train, "resume=cut", "trainer.max_steps=12")
     states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, cut)]
@@ -290,15 +293,13 @@ def test_a_long_chat_loses_its_oldest_turns(
     monkeypatch.chdir(place)
     voice = voice_of(trained)
     history = [*dialogue(9, "it"), {"role": "user", "content": "Now?"}]
-    read = voice.read(history)
-    assert 4 + len(read) + 12 <= 256 < 4 + len(voice.template.ids(history)) + 12
-    kept = [
-        voice.template.ids([{"role": "system", "content": SYSTEM}, *history[start:]])
-        for start in range(0, len(history), 2)
-    ]
-    assert read in kept and kept.index(read) > 0
+    kept = voice.fitting(history)
+    start = len(history) - len(kept)
+    assert start > 0 and start % 2 == 0 and kept == history[start:]
+    assert 4 + len(voice.read(kept)) + 12 <= 256 < 4 + len(voice.read(history[start - 2 :])) + 12
+    assert voice.read(kept) == voice.template.ids([{"role": "system", "content": SYSTEM}, *kept])
     with pytest.raises(UserMistake, match="the LM reads 256 with its reply: say it shorter"):
-        voice.read([{"role": "user", "content": "x" * 300}])
+        voice.fitting([{"role": "user", "content": "x" * 300}])
 
 
 @pytest.mark.parametrize(
