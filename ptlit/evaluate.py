@@ -22,7 +22,7 @@ from ptlit.data import ClassificationData
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
 from ptlit.quiet import quiet
-from ptlit.report import confusion_figure, samples_table
+from ptlit.report import answer_columns, confusion_figure, samples_table
 from ptlit.run import Run, open_run, read_config
 from ptlit.run_folder import RunFolder, write_json
 from ptlit.summary import from_here
@@ -171,10 +171,6 @@ def write_answers(
         for index, row in enumerate(rows):
             sure = probabilities[index]
             lines.writerow([row["text"], names[row["label"]], names[int(sure.argmax())], *sure.tolist()])
-
-
-def answer_columns(names: Sequence[str]) -> list[str]:
-    return ["prediction", *(f"probability_{name}" for name in names)]
 
 
 def print_table(done: Sequence[Evaluation]) -> None:

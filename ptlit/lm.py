@@ -113,8 +113,7 @@ def measure_shape(model: PreTrainedModel) -> LMShape:
     config = model.config.get_text_config()
     with torch.no_grad():
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        read = model(input_ids=token, attention_mask=torch.ones_like(token), use_cache=True)
-        cache = read.get("past_key_values")
+        cache = model(input_ids=token, use_cache=True).get("past_key_values")
     layers = cache.layers if isinstance(cache, Cache) else []
     attending: list[Any] = [layer for layer in layers if isinstance(layer, DynamicLayer)]
     sizes = {tensor.shape for layer in attending for tensor in (layer.keys, layer.values)}

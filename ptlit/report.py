@@ -9,6 +9,11 @@ from torch import Tensor
 from torchmetrics import ConfusionMatrix
 
 
+def answer_columns(names: Sequence[str]) -> list[str]:
+    """Of a table with answers: the label, and how sure it is of each."""
+    return ["prediction", *(f"probability_{name}" for name in names)]
+
+
 def confusion_figure(confusion: ConfusionMatrix, names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(1.6 * len(names) + 1, 1.6 * len(names)), layout="constrained")
     confusion.plot(ax=figure.subplots(), labels=list(names))

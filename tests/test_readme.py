@@ -52,6 +52,9 @@ def test_command_passes_preflight(line: str, low_rank: str, monkeypatch: pytest.
     monkeypatch.setattr(
         overrides, "device_mistakes", lambda cfg: []
     )  # a machine without a GPU can test it too
+    monkeypatch.chdir(Path(low_rank).parent)
+    for file in re.findall(r"data\.(?:\w+_)?path=(\S+\.\w+)", line):
+        Path(file).touch()
     preflight(["--config-dir", low_rank, *shlex.split(line.removeprefix(LEAD))])
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ptlit.data.dialogues import Message
 from ptlit.data.formats import problem_with_text
+from ptlit.data.rows import missing
 
 Format = Literal["messages", "sharegpt", "alpaca", "prompt_completion"]
 Record = Mapping[str, object]
@@ -36,8 +37,9 @@ class ChatFormat:
 def read_dialogue(record: Record, kind: Format, system: str | None = None) -> list[Message] | str:
     """The messages, or what is wrong with them. `system` is for dialogues that bring no such message."""
     form = FORMATS[kind]
-    if missing := [name for name in form.columns if name not in record]:
-        return f"has no column {missing[0]!r} (it has {', '.join(map(repr, record)) or 'none'})"
+    for name in form.columns:
+        if name not in record:
+            return missing(name, list(record))
     try:
         messages = form.messages(record)
         own = record.get("system")

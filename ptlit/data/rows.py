@@ -40,8 +40,7 @@ def clean_rows(
     if table.columns is not None:
         for key, name in (("text_column", columns.text), ("label_column", columns.label)):
             if name is not None and name not in table.columns:
-                missing = _missing(name, table.columns)
-                raise UserMistake(f"{table.name} {missing}; set data.{key}.")
+                raise UserMistake(f"{table.name} {missing(name, table.columns)}; set data.{key}.")
     return usable_rows(table, lambda record, place: clean_row(record, columns, labels, needed), on_bad_row)
 
 
@@ -79,7 +78,7 @@ def clean_row(
         return record
     for name in (columns.text, columns.label):
         if name is not None and name not in record:
-            return _missing(name, record)
+            return missing(name, record)
     values = {name: _as_text(value) for name, value in record.items() if value is not None}
     for value in values.values():
         if problem := problem_with_text(value):
@@ -99,7 +98,7 @@ def clean_row(
     return SourceRow(text=text, label=label, fields=values)
 
 
-def _missing(name: str, columns: Collection[str]) -> str:
+def missing(name: str, columns: Collection[str]) -> str:
     nearest = get_close_matches(name, columns, n=1)
     if nearest:
         return f"has no column {name!r} (nearest: {nearest[0]!r})"

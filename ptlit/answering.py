@@ -1,0 +1,104 @@
+"""A file of texts through the LM: read as a stream, answered chunk by chunk, never held in memory."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import lightning as L
+import numpy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ptlit.data import Batch, LabelWords
+from ptlit.data.collate import Collate, IndexedRow
+from ptlit.data.example import encode_all
+from ptlit.data.rows import SourceRow
+from ptlit.data.texts import Survey, TextFile
+from ptlit.unfinished import Unfinished
+
+
+class TextBatches(IterableDataset[Batch]):
+    """The batches of all chunks that are not answered yet; within a chunk the longest rows come first."""
+
+    def __init__(
+        self,
+        file: TextFile,
+        unfinished: Unfinished,
+        tokenizer: PreTrainedTokenizerBase,
+        label_words: LabelWords,
+        max_length: int,
+        chunk_size: int,
+        batch_size: int,
+    ):
+        self.file = file
+        self.unfinished = unfinished
+        self.tokenizer = tokenizer
+        self.label_words = label_words
+        self.max_length = max_length
+        self.chunk_size = chunk_size
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        collate = Collate(self.tokenizer.pad_token_id or 0)
+        rows = (row for _, _, row in self.file.rows())
+        chunk = 0
+        while here := list(islice(rows, self.chunk_size)):
+            if not self.unfinished.has(chunk):
+                encoded = self._encoded(here, chunk * self.chunk_size)
+                for start in range(0, len(encoded), self.batch_size):
+                    yield collate(encoded[start : start + self.batch_size])
+            chunk += 1
+
+    def _encoded(self, rows: list[SourceRow | str], first: int) -> list[IndexedRow]:
+        usable = [(i, row) for i, row in enumerate(rows, start=first) if not isinstance(row, str)]
+        spare = self.label_words.longest  # the same of a text is read as where a label follows
+        template = self.file.template
+        examples = [template.example(row["text"], row["fields"], spare=spare) for _, row in usable]
+        encoded, _ = encode_all(examples, self.tokenizer, self.max_length)
+        indexed = [IndexedRow(**row, row=i) for (i, _), row in zip(usable, encoded, strict=True)]
+        return sorted(indexed, key=lambda row: -len(row["input_ids"]))
+
+
+class Answering(L.Callback):
+    """Keeps the probabilities of each chunk as soon as its last row is answered, and shows how far it is."""
+
+    def __init__(self, survey: Survey, unfinished: Unfinished, chunk_size: int, classes: int):
+        self.survey = survey
+        self.unfinished = unfinished
+        self.chunk_size = chunk_size
+        self.classes = classes
+        self._answers: dict[int, NDArray[numpy.float32]] = {}  # of the chunks under way
+        self._to_come: dict[int, int] = {}
+
+    def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        done = sum(rows for chunk, rows in enumerate(self.survey.usable) if self.unfinished.has(chunk))
+        self._bar = tqdm(total=sum(self.survey.usable), initial=done, unit=" rows", desc="Answering")
+        for chunk, rows in enumerate(self.survey.usable):
+            if not rows and not self.unfinished.has(chunk):
+                self.unfinished.put(chunk, self._nothing(chunk))
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: dict[str, Tensor], *batch: object
+    ) -> None:
+        probabilities = outputs["scores"].softmax(-1).cpu().numpy()
+        places = outputs["row"].tolist()
+        chunk = places[0] // self.chunk_size  # a batch lies within one
+        answers = self._answers.setdefault(chunk, self._nothing(chunk))
+        answers[[place - chunk * self.chunk_size for place in places]] = probabilities
+        self._to_come[chunk] = self._to_come.get(chunk, self.survey.usable[chunk]) - len(places)
+        if not self._to_come[chunk]:
+            self.unfinished.put(chunk, self._answers.pop(chunk))
+            del self._to_come[chunk]
+        self._bar.update(len(places))
+        if trainer.received_sigterm:  # Lightning heeds it in training and testing only
+            raise SIGTERMException
+
+    def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._bar.close()
+
+    def _nothing(self, chunk: int) -> NDArray[numpy.float32]:
+        rows = min(self.chunk_size, self.survey.rows - chunk * self.chunk_size)
+        return numpy.full((rows, self.classes), numpy.nan, dtype=numpy.float32)
