@@ -370,7 +370,7 @@ OTHERWISE = SMOLLM2.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n'
         (TOO_SHORT, "nothing marks the end of a reply"),
         (OTHERWISE, "asks for a reply in one way and writes it in another"),
         ("{% for m in messages %}", "the chat template refuses this dialogue .Unexpected end of template"),
-        ("nowhere.jinja", "data.chat_template=nowhere.jinja cannot be read"),
+        ("nowhere.jinja", "data.chat_template=nowhere.jinja: there is no such file"),
     ],
 )
 def test_a_template_that_cannot_be_learned_from_is_a_mistake(file, template, expected):

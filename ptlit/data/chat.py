@@ -1,12 +1,13 @@
 """Dialogues in which the assistant's replies are learned."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
 from ptlit.data.chat_formats import FORMATS, BadDialogue, Format, read_dialogue, recognised
-from ptlit.data.chat_template import ChatTemplate, Lesson
+from ptlit.data.chat_template import ChatTemplate, Lesson, is_file_name
 from ptlit.data.collate import IndexedRow
 from ptlit.data.datamodule import Encoded, OnBadRow, TextData, indexed
 from ptlit.data.dialogues import Message
@@ -83,6 +84,8 @@ class ChatData(TextData[Dialogue]):
         self.template_options = template_options
         self._instruction = instruction
         self.template: ChatTemplate
+        if chat_template is not None and is_file_name(chat_template) and not Path(chat_template).is_file():
+            raise UserMistake(f"data.chat_template={chat_template}: there is no such file.")
         check_source(path, subset, val_path, test_path)
 
     @property

@@ -48,7 +48,7 @@ class ChatTemplate:
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        if template is not None and template.endswith((".jinja", ".jinja2")):
+        if template is not None and is_file_name(template):
             template = _read(Path(template))
         if template is None and not tokenizer.chat_template:
             raise UserMistake(
@@ -122,12 +122,16 @@ class ChatTemplate:
         return asked, reply
 
 
+def is_file_name(template: str) -> bool:
+    return template.endswith((".jinja", ".jinja2"))
+
+
 def _ending(text: str) -> str:
     return text[-30:]
 
 
 def _read(file: Path) -> str:
     try:
-        return file.expanduser().read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserMistake(f"data.chat_template={file} cannot be read: {error}.") from error
