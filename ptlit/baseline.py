@@ -1,23 +1,24 @@
 """What a trained prompt has to beat: the untrained LM with the same template, and one constant answer."""
 
 from collections import Counter, defaultdict
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from ptlit.data import ClassificationData
+from ptlit.data import ClassificationData, TextData
 from ptlit.lm import FrozenLM
 from ptlit.metrics import LabelMetrics
 from ptlit.module import SoftPromptModule
 from ptlit.prompted_lm import PromptedLM
 
 
-def hard_prompt(lm: FrozenLM, data: ClassificationData, trainer: L.Trainer) -> dict[str, float]:
+def hard_prompt(lm: FrozenLM, data: TextData[Any], trainer: L.Trainer) -> dict[str, float]:
     """The LM reads template and text without any virtual token."""
     module = SoftPromptModule(PromptedLM(lm, None), label_words=data.label_words)
     measured = trainer.test(module, datamodule=data, verbose=False)[0]
-    return {name: measured[f"test/{name}"] for name in ("accuracy", "macro_f1", "loss")}
+    return {name: measured[f"test/{name}"] for name in module.metrics_of("test").headline}
 
 
 def majority(data: ClassificationData) -> dict[str, dict[str, float]]:

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from ptlit.data import ClassificationData
+from ptlit.data import TextData
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
@@ -30,7 +30,7 @@ class Training:
     """Everything one run needs, ready to fit."""
 
     lm: FrozenLM
-    data: ClassificationData
+    data: TextData[Any]
     module: SoftPromptModule
     trainer: L.Trainer
     checkpoint: ModelCheckpoint
@@ -47,10 +47,11 @@ def build(cfg: DictConfig) -> Training:
     loggers: list[Logger] = [make(node) for node in (cfg.logger or {}).values() if node]
     trainer = build_trainer(cfg, list(callbacks.values()), loggers)
     lm: FrozenLM = make(cfg.model)
-    data: ClassificationData = make(cfg.data, tokenizer=lm.tokenizer, seed=cfg.seed)
+    data: TextData[Any] = make(cfg.data, tokenizer=lm.tokenizer, seed=cfg.seed)
     data.setup()
     module = build_module(cfg, lm, data)
     check_room(module.prompted_lm, data.max_length)
+    check_monitor(callbacks["checkpoint"], module)
     validate_once_at_least(trainer, len(data.train_dataloader()))
     return Training(lm, data, module, trainer, callbacks["checkpoint"])
 
@@ -121,7 +122,7 @@ def options_of(node: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
 
 
-def build_module(cfg: DictConfig, lm: FrozenLM, data: ClassificationData) -> SoftPromptModule:
+def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftPromptModule:
     options = options_of(cfg.prompt)
     start = options.pop("init", None) or {}
     prompt: SoftPrompt = make(options, shape=lm.shape)
@@ -135,6 +136,7 @@ def build_module(cfg: DictConfig, lm: FrozenLM, data: ClassificationData) -> Sof
         optimizer=make(cfg.optim),
         schedule=make(cfg.schedule) if cfg.schedule else None,
         label_words=data.label_words,
+        kl_weight=cfg.kl_weight,
     )
 
 
@@ -144,4 +146,16 @@ def check_room(prompted_lm: PromptedLM, max_length: int) -> None:
         raise UserMistake(
             f"prompt.num_virtual_tokens={prompted_lm.num_virtual_tokens} and data.max_length={max_length} "
             f"together exceed the {longest} tokens this LM can read: lower one of them."
+        )
+
+
+def check_monitor(checkpoint: ModelCheckpoint, module: SoftPromptModule) -> None:
+    """Labels and replies are measured by different numbers; Lightning would object after the first steps."""
+    measured = [f"val/{name}" for name in module.metrics_of("val").headline]
+    monitor = checkpoint.monitor or ""
+    if monitor.startswith("val/") and not monitor.startswith("val/f1_") and monitor not in measured:
+        suited = "default" if module.label_words is not None else "chat"
+        raise UserMistake(
+            f"callbacks.checkpoint.monitor={monitor} is not measured on this data, only"
+            f" {', '.join(measured)}: give callbacks={suited}."
         )

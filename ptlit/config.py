@@ -68,6 +68,9 @@ def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
     seed = tree.get("seed", 0)
     if seed != MISSING and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
         mistakes.append(f"seed={shown(seed)} must be a whole number, 0 or more.")
+    weight = tree.get("kl_weight", 0.0)
+    if weight != MISSING and (isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0):
+        mistakes.append(f"kl_weight={shown(weight)} must be a number, 0 or more.")
     return list(dict.fromkeys(mistakes))
 
 

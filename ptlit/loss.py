@@ -18,3 +18,9 @@ def learned_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
 def learned_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean over the N learned tokens, in float32 whatever the LM's precision. (N, V), (N,) -> ()"""
     return F.cross_entropy(logits.float(), targets)
+
+
+def divergence(logits: Tensor, untrained: Tensor) -> Tensor:
+    """How far the prompt moves the LM's predictions: mean KL(untrained || prompted). (N, V), (N, V) -> ()"""
+    prompted, own = logits.float().log_softmax(-1), untrained.float().log_softmax(-1)
+    return F.kl_div(prompted, own, reduction="batchmean", log_target=True)

@@ -9,6 +9,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 class LabelMetrics(nn.Module):
     """Accuracy, macro F1, F1 of each class and the confusion matrix, from label scores."""
 
+    headline = ("accuracy", "macro_f1", "loss")
+
     def __init__(self, names: tuple[str, ...]):
         super().__init__()
         classes = len(names)
@@ -41,6 +43,8 @@ class LabelMetrics(nn.Module):
 
 class TextMetrics(nn.Module):
     """Perplexity and token accuracy over the learned tokens."""
+
+    headline = ("perplexity", "token_accuracy", "loss")
 
     def __init__(self) -> None:
         super().__init__()

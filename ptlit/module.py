@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ptlit.data import Batch, LabelWords
-from ptlit.loss import learned_positions, learned_token_loss
+from ptlit.loss import divergence, learned_positions, learned_token_loss
 from ptlit.metrics import LabelMetrics, TextMetrics
 from ptlit.prefix import Prefix
 from ptlit.prompted_lm import PromptedLM
@@ -21,7 +21,8 @@ MakeSchedule = Callable[..., LRScheduler]  # (optimizer, num_training_steps=...)
 
 class SoftPromptModule(L.LightningModule):
     """Trains the prompt of a `PromptedLM`. With `label_words` rows are classified, without them text is
-    learned.
+    learned. `kl_weight` times the divergence from the untrained LM is added to the loss: it limits what the
+    LM forgets, and costs a second pass unless it is 0.
     """
 
     def __init__(
@@ -30,12 +31,14 @@ class SoftPromptModule(L.LightningModule):
         optimizer: MakeOptimizer = torch.optim.AdamW,
         schedule: MakeSchedule | None = None,
         label_words: LabelWords | None = None,
+        kl_weight: float = 0.0,
     ):
         super().__init__()
         self.prompted_lm = prompted_lm
         self.make_optimizer = optimizer
         self.make_schedule = schedule
         self.label_words = label_words
+        self.kl_weight = kl_weight
         self.split_metrics = nn.ModuleDict({"val_": self._new_metrics(), "test_": self._new_metrics()})
         self._prefix: Prefix | None = None
         # DDP neither broadcasts nor reduces what every rank has loaded for itself.
@@ -50,6 +53,13 @@ class SoftPromptModule(L.LightningModule):
         logits = self.prompted_lm(batch["input_ids"], batch["attention_mask"], keep)  # (N, V)
         loss = learned_token_loss(logits, targets)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(keep))
+        if self.kl_weight:
+            with torch.no_grad():
+                untrained = PromptedLM(self.prompted_lm.lm, None)
+                own = untrained(batch["input_ids"], batch["attention_mask"], keep)  # (N, V)
+            moved = divergence(logits, own)
+            self.log("train/kl", moved, batch_size=len(keep))
+            loss = loss + self.kl_weight * moved
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

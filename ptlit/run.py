@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from ptlit.build import make, options_of
 from ptlit.config import find_target, node_mistakes
-from ptlit.data import ClassificationData, LabelWords, Template
+from ptlit.data import ChatData, ClassificationData, LabelWords, Template
 from ptlit.fingerprint import fingerprint
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
@@ -86,6 +86,8 @@ def completed(cfg: DictConfig, data: Any) -> DictConfig:
         full.data.instruction = escaped(data.instruction)
         words = map(escaped, data.label_words.words)
         full.data.label_words = dict(zip(data.label_words.names, words, strict=True))
+    if isinstance(data, ChatData) and data.template.template is not None:  # it may lie in a file
+        full.data.chat_template = data.template.template.replace("${", "\\${")
     return full
 
 

@@ -3,12 +3,14 @@
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ptlit.build import Training
-from ptlit.data import ClassificationData
+from ptlit.callbacks.chat_report import ChatReport
+from ptlit.data import TextData
 from ptlit.module import SoftPromptModule
 from ptlit.run_folder import RunFolder
 
@@ -33,18 +35,31 @@ def print_start(training: Training, folder: RunFolder, choices: Mapping[str, str
     console.print(f"run folder {from_here(folder.root)}\n")
 
 
-def data_line(data: ClassificationData) -> str:
+def data_line(data: TextData[Any]) -> str:
     summary = data.summary()
     rows = ", ".join(f"{split} {part['rows']:,}" for split, part in summary["splits"].items())
-    line = f"{rows} rows; labels {', '.join(data.label_words.names)}"
+    line = f"{rows} rows; {data.content}"
     for word in ("skipped", "truncated"):
         count = sum(part[word] for part in summary["splits"].values())
         line += f"; {count:,} {word}" if count else ""
     return "\n".join([line, *summary["notes"]])
 
 
+def print_replies(report: ChatReport, console: Console, most: int = 3) -> None:
+    for sample in report.samples[:most]:
+        console.print(f"user           {one_line(sample.question)}")
+        console.print(f"untrained LM   {one_line(sample.before)}")
+        console.print(f"trained prompt {one_line(sample.after)}\n")
+
+
+def one_line(text: str, longest: int = 200) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[:longest]} ..."
+
+
 def print_summary(training: Training, folder: RunFolder, metrics: Mapping[str, float]) -> None:
-    table = Table("on the test split", "accuracy", "macro F1", "loss")
+    headline = training.module.metrics_of("test").headline
+    table = Table("on the test split", *(name.replace("_", " ").replace("f1", "F1") for name in headline))
     names = {
         "test": "trained prompt (best checkpoint)",
         "baseline/hard_prompt": "untrained LM, same template",
@@ -52,11 +67,17 @@ def print_summary(training: Training, folder: RunFolder, metrics: Mapping[str, f
         "baseline/topic_majority": "the topic's most frequent class",
     }
     for place, name in names.items():
-        if f"{place}/accuracy" in metrics:
-            cells = [metrics.get(f"{place}/{key}") for key in ("accuracy", "macro_f1", "loss")]
+        if f"{place}/{headline[0]}" in metrics:
+            cells = [metrics.get(f"{place}/{key}") for key in headline]
             table.add_row(name, *("" if cell is None else f"{cell:.3f}" for cell in cells))
     console = Console(soft_wrap=True, highlight=False, markup=False)
+    for report in training.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(report, ChatReport):
+            print_replies(report, console)
     console.print(table)
+    if "forgetting/perplexity_trained" in metrics:
+        own, now = (metrics[f"forgetting/perplexity_{which}"] for which in ("untrained", "trained"))
+        console.print(f"perplexity of the untrained LM's own replies: {own:.2f}, with the prompt {now:.2f}")
     if "speed/examples_per_second" in metrics:
         console.print(
             f"{metrics['speed/examples_per_second']:.1f} examples/s, "

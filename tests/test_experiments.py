@@ -1,9 +1,11 @@
 """What we ship, we run: every file of conf/experiment composes, passes the check and builds."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from chats import chat_tokenizer
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
@@ -18,12 +20,19 @@ OPTIMIZERS = sorted(path.stem for path in (conf_folder() / "optim").glob("*.yaml
 SCHEDULES = sorted(path.stem for path in (conf_folder() / "schedule").glob("*.yaml"))
 
 
+CHATS = [name for name in EXPERIMENTS if "chat" in name]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("experiments")
     lm = tiny_lm("llama", spread=0.2)
     lm.model.save_pretrained(folder / "lm")
     lm.tokenizer.save_pretrained(folder / "lm")
+    tiny_lm("qwen3", vocabulary=264).model.save_pretrained(folder / "chat_lm")  # stands in for all of Qwen's
+    chat_tokenizer().save_pretrained(folder / "chat_lm")
+    rows = [{"instruction": f"What is {i}?", "input": "", "output": f"It is {i}."} for i in range(60)]
+    (folder / "alpaca.json").write_text(json.dumps(rows))
     rows = [f"flight {i} was {'late' if i % 2 else 'lovely'},{'bad' if i % 2 else 'good'}" for i in range(60)]
     (folder / "tweets.csv").write_text("\n".join(["text,label", *rows]))
     return folder
@@ -31,8 +40,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def composed(folder: Path, *overrides: str) -> DictConfig:
     """As the command would see it, but for a tiny LM and a small file."""
-    small = ["model=hf", f"model.name_or_path={folder / 'lm'}", "model.dtype=float32"]
-    small += ["data=classification", f"data.path={folder / 'tweets.csv'}", "data.max_length=64"]
+    on_chats = any(override == f"experiment={name}" for name in CHATS for override in overrides)
+    lm, data, file = (
+        ("chat_lm", "chat", "alpaca.json") if on_chats else ("lm", "classification", "tweets.csv")
+    )
+    small = ["model=hf", f"model.name_or_path={folder / lm}", "model.dtype=float32", "trainer=cpu"]
+    small += [f"data={data}", f"data.path={folder / file}", f"data.max_length={200 if on_chats else 64}"]
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         cfg = compose(
             "train",

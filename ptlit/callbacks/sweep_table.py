@@ -20,7 +20,8 @@ from rich.table import Table
 
 from ptlit.command import ERROR_FILE
 
-METRICS = ("test/macro_f1", "test/accuracy", "test/loss", "val/macro_f1", "seconds/fit")
+JUDGED = ("macro_f1", "accuracy", "perplexity", "token_accuracy", "loss")
+METRICS = (*(f"test/{name}" for name in JUDGED), "val/macro_f1", "seconds/fit")
 SAFE = re.compile(r"[-+\w.]+")  # in the name of a folder
 LONGEST = 150  # characters of a folder's name
 

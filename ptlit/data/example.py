@@ -31,6 +31,7 @@ class Example:
     label: int = NO_LABEL
     ends_with_eos: bool = False
     spare: int = 0  # tokens to leave free in a row that is cut: those of the longest label beyond its own
+    starts_by_itself: bool = False  # a chat template writes a BOS where one is wanted
 
 
 class EncodedRow(TypedDict):
@@ -45,9 +46,9 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
 
 
 def encode_all(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> tuple[list[EncodedRow], int]:
-    """All rows in one batched call, and how many of them had to be cut."""
+    """All rows in one batched call, and how many of them had to be cut; with None none is."""
     leading = leading_tokens(tokenizer)
     stretches = [_stretches(example) for example in examples]
     ids = iter(token_ids([text for row in stretches for text, _ in row], tokenizer))
@@ -55,7 +56,7 @@ def encode_all(
     truncated = 0
     for example, stretch in zip(examples, stretches, strict=True):
         row = _assembled(example, [(next(ids), learned) for _, learned in stretch], leading, tokenizer)
-        if (excess := len(row["input_ids"]) + example.spare - max_length) > 0:
+        if max_length is not None and (excess := len(row["input_ids"]) + example.spare - max_length) > 0:
             row = _cut(example, excess, leading, tokenizer, max_length)
             truncated += 1
         rows.append(row)
@@ -94,9 +95,8 @@ def _assembled(
     leading: list[int],
     tokenizer: PreTrainedTokenizerBase,
 ) -> EncodedRow:
-    # A chat template writes its own BOS.
-    starts_by_itself = bool(parts) and parts[0][0][: len(leading)] == leading
-    input_ids = [] if starts_by_itself else list(leading)
+    written = bool(parts) and parts[0][0][: len(leading)] == leading
+    input_ids = [] if written or example.starts_by_itself else list(leading)
     labels = [NOT_LEARNED] * len(input_ids)
     for ids, learned in parts:
         input_ids += ids

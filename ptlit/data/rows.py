@@ -1,14 +1,15 @@
 """Records to rows: one that cannot be used is reported with its file and line, or counted and left out."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 from ptlit.data.formats import Record, Table, problem_with_text
 from ptlit.mistake import UserMistake
 
 SHOWN = 5
+R = TypeVar("R")
 
 
 class SourceRow(TypedDict):
@@ -40,20 +41,33 @@ def clean_rows(
         for key, name in (("text_column", columns.text), ("label_column", columns.label)):
             if name is not None and name not in table.columns:
                 raise UserMistake(f"{table.name} {missing(name, table.columns)}; set data.{key}.")
-    rows: list[SourceRow] = []
+    return usable_rows(table, lambda record, place: clean_row(record, columns, labels, needed), on_bad_row)
+
+
+def usable_rows(
+    table: Table, row_of: Callable[[dict[str, object], str], R | str], on_bad_row: str
+) -> tuple[list[R], int]:
+    """What `row_of(record, place)` makes of each record; a string says why it can make nothing of it."""
+    rows: list[R] = []
     bad: list[str] = []
     for number, record in table.records:
-        row = clean_row(record, columns, labels, needed)
+        place = f"{table.unit} {number}"
+        row = record if isinstance(record, str) else row_of(record, place)
         if isinstance(row, str):
-            bad.append(f"{table.unit} {number}: {row}")
+            bad.append(f"{place}: {row}")
         else:
             rows.append(row)
-    if bad and (on_bad_row == "error" or not rows):
-        shown = "; ".join(bad[:SHOWN]) + (f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
-        remedy = "Mend them or set data.on_bad_row=skip" if rows else "No row is left"
-        count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
-        raise UserMistake(f"{table.name} has {count}: {shown}. {remedy}.")
+    complain(table.name, bad, on_bad_row, any_left=bool(rows))
     return rows, len(bad)
+
+
+def complain(source: str, bad: Sequence[str], on_bad_row: str, any_left: bool) -> None:
+    """About bad rows, unless they are to be skipped and others are left."""
+    if bad and (on_bad_row == "error" or not any_left):
+        shown = "; ".join(bad[:SHOWN]) + (f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
+        remedy = "Mend them or set data.on_bad_row=skip" if any_left else "No row is left"
+        count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
+        raise UserMistake(f"{source} has {count}: {shown}. {remedy}.")
 
 
 def clean_row(

@@ -1,19 +1,19 @@
-"""Where rows come from: the bundled tweets, a file, a folder of files, or a data set on the hub."""
+"""Where rows come from: a bundled set, a file, a folder of files, or a data set on the hub."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import constants
 
+from ptlit.data import dialogues, tweets
 from ptlit.data.formats import READERS, Record, Table, read_table
-from ptlit.data.tweets import SPLITS, check_subset, tweets
 from ptlit.hub import hub_is_reachable
 from ptlit.mistake import UserMistake
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BUNDLED = "bundled_tweets"
+BUNDLED_TWEETS, BUNDLED_DIALOGUES = "bundled_tweets", "bundled_dialogues"
 STEMS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test"}
 
 
@@ -27,8 +27,8 @@ def read_splits(
     encoding: str | None = None,
 ) -> dict[str, Table]:
     """The splits that the source itself has: always train, perhaps val and test."""
-    if path == BUNDLED:
-        tables = {split: _bundled(split, subset) for split in SPLITS}
+    if path in (BUNDLED_TWEETS, BUNDLED_DIALOGUES):
+        tables = {split: _bundled(path, split, subset) for split in tweets.SPLITS}
     elif Path(path).is_dir():
         tables = _folder(Path(path), encoding)
     elif Path(path).is_file() or _is_file_name(path, "path"):
@@ -43,12 +43,14 @@ def read_splits(
 
 def check_source(path: str, subset: str | None, val_path: str | None, test_path: str | None) -> None:
     """What can be said of a source before it is read: named files are there, and so is the subset."""
-    if path == BUNDLED:
-        check_subset(subset)
+    if path == BUNDLED_TWEETS:
+        tweets.check_subset(subset)
+    elif path == BUNDLED_DIALOGUES and subset is not None:
+        raise UserMistake(f"data.subset={subset}: {path} has no subsets.")
     for key, name in (("path", path), ("val_path", val_path), ("test_path", test_path)):
         if (
             name is not None
-            and name != BUNDLED
+            and name not in (BUNDLED_TWEETS, BUNDLED_DIALOGUES)
             and _is_file_name(name, key)
             and not Path(name).expanduser().exists()
         ):
@@ -59,11 +61,10 @@ def _is_file_name(name: str, key: str) -> bool:
     return key != "path" or Path(name).suffix.lower() in READERS or name.startswith((".", "/", "~"))
 
 
-def _bundled(split: str, subset: str | None) -> Table:
-    records: list[tuple[int, Record]] = [
-        (i, dict(row)) for i, row in enumerate(tweets(split, subset), start=1)
-    ]
-    return Table(f"{BUNDLED} {split}", "row", records, ("text", "label", "topic"))
+def _bundled(name: str, split: str, subset: str | None) -> Table:
+    rows = tweets.tweets(split, subset) if name == BUNDLED_TWEETS else dialogues.dialogues(split)
+    records: list[tuple[int, Record]] = [(i, dict(row)) for i, row in enumerate(rows, start=1)]
+    return Table(f"{name} {split}", "row", records, tuple(rows[0]))
 
 
 def _folder(folder: Path, encoding: str | None) -> dict[str, Table]:

@@ -1,0 +1,238 @@
+"""Dialogues in which the assistant's replies are learned."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from transformers import PreTrainedTokenizerBase
+
+from ptlit.data.chat_formats import FORMATS, BadDialogue, Format, read_dialogue, recognised
+from ptlit.data.chat_template import ChatTemplate, Lesson, is_file_name
+from ptlit.data.collate import IndexedRow
+from ptlit.data.datamodule import Encoded, OnBadRow, TextData, indexed
+from ptlit.data.dialogues import Message
+from ptlit.data.example import NOT_LEARNED, EncodedRow, encode_all, token_ids
+from ptlit.data.formats import Table
+from ptlit.data.rows import complain, usable_rows
+from ptlit.data.sources import BUNDLED_DIALOGUES, check_source
+from ptlit.mistake import UserMistake
+
+Learn = Literal["all_replies", "last_reply"]
+
+
+class Dialogue(TypedDict):
+    messages: list[Message]
+    source: str  # the file, as the user named it
+    place: str  # in that file
+
+
+class ChatData(TextData[Dialogue]):
+    def __init__(
+        self,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        path: str,
+        subset: str | None = None,
+        val_path: str | None = None,
+        test_path: str | None = None,
+        format: Format | None = None,
+        learn: Learn = "all_replies",
+        system: str | None = None,
+        chat_template: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        instruction: str | None = None,
+        max_length: int = 512,
+        batch_size: int = 4,
+        max_tokens: int | None = None,
+        by_length: bool = True,
+        eval_batch_size: int = 8,
+        limit: int | None = None,
+        val_limit: int | None = None,
+        test_limit: int | None = None,
+        encoding: str | None = None,
+        on_bad_row: OnBadRow = "error",
+        num_workers: int = 0,
+        seed: int = 42,
+    ) -> None:
+        super().__init__(
+            tokenizer=tokenizer,
+            path=path,
+            subset=subset,
+            val_path=val_path,
+            test_path=test_path,
+            max_length=max_length,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            by_length=by_length,
+            eval_batch_size=eval_batch_size,
+            limit=limit,
+            val_limit=val_limit,
+            test_limit=test_limit,
+            encoding=encoding,
+            on_bad_row=on_bad_row,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        if format is not None and format not in FORMATS:
+            raise UserMistake(f"data.format={format!r} must be one of {', '.join(FORMATS)}.")
+        if learn not in ("all_replies", "last_reply"):
+            raise UserMistake(f"data.learn={learn!r} must be all_replies or last_reply.")
+        self.format: Format | None = format
+        self.learn: Learn = learn
+        self.system = system.strip() if system else None
+        self.chat_template = chat_template
+        self.template_options = template_options
+        self._instruction = instruction
+        self.template: ChatTemplate
+        if chat_template is not None and is_file_name(chat_template) and not Path(chat_template).is_file():
+            raise UserMistake(f"data.chat_template={chat_template}: there is no such file.")
+        check_source(path, subset, val_path, test_path)
+
+    @property
+    def instruction(self) -> str:
+        return (
+            self._instruction or "You are a helpful assistant. Reply to the user in the way you were shown."
+        )
+
+    @property
+    def content(self) -> str:
+        replies = sum(self._counts(split)["replies"] for split in self.rows)
+        return f"{replies:,} replies to learn or to judge"
+
+    def _cleaned(self, tables: dict[str, Table]) -> tuple[dict[str, list[Dialogue]], dict[str, int]]:
+        self.template = ChatTemplate(self.tokenizer, self.chat_template, self.template_options)
+        splits: dict[str, list[Dialogue]] = {}
+        skipped: dict[str, int] = {}
+        for split, table in tables.items():
+            splits[split], skipped[split] = self._dialogues(table)
+        if self.path == BUNDLED_DIALOGUES:
+            self.notes.append(
+                "most dialogues of several turns are synthetic: single questions on one topic, joined"
+            )
+        return splits, skipped
+
+    def _dialogues(self, table: Table) -> tuple[list[Dialogue], int]:
+        kind = self.format or recognised(_columns(table))
+        if kind is None:
+            known = "; ".join(f"{name}: {', '.join(form.columns)}" for name, form in FORMATS.items())
+            raise UserMistake(
+                f"{table.name} has the columns {', '.join(map(repr, _columns(table)))}, which are no form of"
+                f" dialogue that is known ({known})."
+            )
+
+        unanswered = 0
+
+        def dialogue(record: dict[str, object], place: str) -> Dialogue | str:
+            nonlocal unanswered
+            messages = read_dialogue(record, kind, self.system)
+            if isinstance(messages, str):
+                return messages
+            if messages[-1]["role"] == "user":
+                unanswered += 1
+                messages = messages[:-1]
+            return Dialogue(messages=messages, source=table.name, place=place)
+
+        found = usable_rows(table, dialogue, self.on_bad_row)
+        if unanswered:
+            ends = "1 dialogue ends" if unanswered == 1 else f"{unanswered:,} dialogues end"
+            self.notes.append(f"{table.name}: {ends} in a question without a reply, which is left out")
+        return found
+
+    def _prepare(self, train: Sequence[Dialogue]) -> None:
+        """Nothing: a dialogue stands for itself."""
+
+    def _encode(self, rows: Sequence[Dialogue]) -> Encoded[Dialogue]:
+        bad: dict[int, str] = {}
+        cut: set[int] = set()
+        done: list[tuple[int, EncodedRow]] = []
+        waiting: list[tuple[int, Lesson]] = []
+
+        def wait(i: int, messages: Sequence[Message], replies: Sequence[int]) -> None:
+            try:
+                waiting.extend((i, lesson) for lesson in self.template.lessons(messages, replies))
+            except BadDialogue as problem:
+                bad[i] = str(problem)
+
+        for i, row in enumerate(rows):
+            wait(i, row["messages"], self._learned(row["messages"]))
+        while waiting:
+            lessons, waiting = waiting, []
+            for (i, lesson), (tokens, exact) in zip(lessons, self._tokens(lessons), strict=True):
+                shorter = without_oldest_turn(lesson.messages)
+                if not exact:  # a token that spans the start of a reply, seen once another reply follows
+                    for place in lesson.replies:
+                        wait(i, lesson.messages, [place])
+                elif len(tokens["input_ids"]) <= self.max_length:
+                    done.append((i, tokens))
+                elif shorter is not None:
+                    cut.add(i)
+                    gone = len(lesson.messages) - len(shorter)
+                    first = shorter[0]["role"] == "system"
+                    wait(i, shorter, [place - gone for place in lesson.replies if place - gone > first])
+                else:
+                    count = len(tokens["input_ids"])
+                    bad[i] = f"question and reply take {count:,} tokens, data.max_length={self.max_length}"
+        return self._without_bad(rows, sorted(done, key=lambda each: each[0]), bad, cut)
+
+    def _learned(self, messages: Sequence[Message]) -> list[int]:
+        replies = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        return replies if self.learn == "all_replies" else replies[-1:]
+
+    def _tokens(self, lessons: Sequence[tuple[int, Lesson]]) -> list[tuple[EncodedRow, bool]]:
+        """The tokens of each, and whether every reply stands behind exactly what inference would read."""
+        encoded, _ = encode_all([lesson.example() for _, lesson in lessons], self.tokenizer, None)
+        # What stands before the first reply is tokenised whole anyway; the others need a look.
+        texts = [[asked for asked, _ in lesson.texts[1:]] for _, lesson in lessons]
+        ids = iter(token_ids([text for each in texts for text in each], self.tokenizer))
+        judged = []
+        for row, each in zip(encoded, texts, strict=True):
+            starts = _starts_of_replies(row["labels"])[1:]
+            judged.append((row, [next(ids) for _ in each] == [row["input_ids"][:start] for start in starts]))
+        return judged
+
+    def _without_bad(
+        self,
+        rows: Sequence[Dialogue],
+        done: Sequence[tuple[int, EncodedRow]],
+        bad: dict[int, str],
+        cut: set[int],
+    ) -> Encoded[Dialogue]:
+        """Rows that turned out bad only when their tokens were counted; indices then close the gaps."""
+        for i, row in done:
+            if all(label == NOT_LEARNED for label in row["labels"]):
+                bad[i] = "the reply has no token for this LM, so there is nothing to learn"
+        good = [i for i in range(len(rows)) if i not in bad]
+        for source in dict.fromkeys(rows[i]["source"] for i in sorted(bad)):
+            said = [f"{rows[i]['place']}: {bad[i]}" for i in sorted(bad) if rows[i]["source"] == source]
+            complain(source, said, self.on_bad_row, any_left=bool(good))
+        place_of = {i: place for place, i in enumerate(good)}
+        kept = [(place_of[i], row) for i, row in done if i in place_of]
+        tokens: list[IndexedRow] = indexed([row for _, row in kept], [place for place, _ in kept])
+        return Encoded([rows[i] for i in good], tokens, len(cut - bad.keys()), len(bad))
+
+    def _text(self, row: Dialogue) -> str:
+        """The user's side: other answers to the same questions stay together."""
+        return "\n".join(message["content"] for message in row["messages"] if message["role"] == "user")
+
+    def _stratum(self, row: Dialogue) -> str:
+        return ""
+
+    def _counts(self, split: str) -> dict[str, int]:
+        return {"replies": sum(len(_starts_of_replies(row["labels"])) for row in self.encoded[split])}
+
+
+def without_oldest_turn(messages: Sequence[Message]) -> list[Message] | None:
+    """The system prompt stays. None when one question with its reply is all there is."""
+    first = messages[0]["role"] == "system"
+    return [*messages[:first], *messages[first + 2 :]] if len(messages) - first > 2 else None
+
+
+def _columns(table: Table) -> tuple[str, ...]:
+    """Declared by the format, or those of the first row that can be read."""
+    readable = (tuple(record) for _, record in table.records if isinstance(record, dict))
+    return table.columns or next(readable, ())
+
+
+def _starts_of_replies(labels: Sequence[int]) -> list[int]:
+    learned = [label != NOT_LEARNED for label in labels]
+    return [i for i, here in enumerate(learned) if here and not (i and learned[i - 1])]

@@ -1,0 +1,159 @@
+"""Texts with one label each."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from transformers import PreTrainedTokenizerBase
+
+from ptlit.data.datamodule import Encoded, OnBadRow, TextData, indexed
+from ptlit.data.example import encode_all
+from ptlit.data.formats import Table, read_table
+from ptlit.data.label_words import LabelWords
+from ptlit.data.rows import Columns, SourceRow, clean_rows
+from ptlit.data.sources import BUNDLED_TWEETS, check_source
+from ptlit.data.templates import Template
+from ptlit.mistake import UserMistake
+
+
+class Row(TypedDict):
+    text: str
+    label: int
+    group: str | None  # the topic of a bundled tweet
+
+
+class ClassificationData(TextData[SourceRow]):
+    label_words: LabelWords
+
+    def __init__(
+        self,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        path: str,
+        subset: str | None = None,
+        val_path: str | None = None,
+        test_path: str | None = None,
+        text_column: str = "text",
+        label_column: str = "label",
+        template: str = "Tweet: {text}\nSentiment:",
+        label_words: dict[str, str] | None = None,
+        instruction: str | None = None,
+        max_length: int = 256,
+        batch_size: int = 8,
+        max_tokens: int | None = None,
+        by_length: bool = True,
+        eval_batch_size: int = 32,
+        limit: int | None = None,
+        val_limit: int | None = None,
+        test_limit: int | None = None,
+        encoding: str | None = None,
+        on_bad_row: OnBadRow = "error",
+        num_workers: int = 0,
+        seed: int = 42,
+    ) -> None:
+        super().__init__(
+            tokenizer=tokenizer,
+            path=path,
+            subset=subset,
+            val_path=val_path,
+            test_path=test_path,
+            max_length=max_length,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            by_length=by_length,
+            eval_batch_size=eval_batch_size,
+            limit=limit,
+            val_limit=val_limit,
+            test_limit=test_limit,
+            encoding=encoding,
+            on_bad_row=on_bad_row,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        self.columns = Columns(text_column, label_column)
+        self.template = Template(template)
+        self.declared = {str(name): word for name, word in label_words.items()} if label_words else None
+        self._instruction = instruction
+        if self.declared is not None and len(self.declared) < 2:
+            raise UserMistake(f"data.label_words={label_words!r} must name at least two labels.")
+        check_source(path, subset, val_path, test_path)
+
+    def setup_file(self, file: Path) -> None:
+        """Instead of `setup`: one file alone, as the test split. The labels must be declared."""
+        assert self.declared is not None
+        names, table = tuple(self.declared), read_table(file, self.encoding)
+        rows, skipped = clean_rows(table, self.columns, names, self.on_bad_row, self.template.fields)
+        self.template.check_fields({field for row in rows for field in row["fields"]})
+        self._prepare(rows)
+        found = self._encode(rows)
+        self.rows["test"], self.encoded["test"] = found.rows, found.tokens
+        self.skipped["test"], self.truncated["test"] = skipped, found.truncated
+
+    @property
+    def instruction(self) -> str:
+        return self._instruction or f"Choose the label of the text: {', '.join(self.label_words.names)}."
+
+    @property
+    def content(self) -> str:
+        return f"labels {', '.join(self.label_words.names)}"
+
+    @property
+    def _label_column(self) -> str | None:
+        return self.columns.label
+
+    def _cleaned(self, tables: dict[str, Table]) -> tuple[dict[str, list[SourceRow]], dict[str, int]]:
+        columns = Columns("text", "label") if self.path == BUNDLED_TWEETS else self.columns
+        labels = list(self.declared) if self.declared else None
+        splits: dict[str, list[SourceRow]] = {}
+        skipped: dict[str, int] = {}
+        for split, table in tables.items():  # the training rows come first and tell the labels
+            splits[split], skipped[split] = clean_rows(
+                table, columns, labels, self.on_bad_row, self.template.fields
+            )
+            labels = labels or sorted({row["label"] for row in splits[split]})
+        self.template.check_fields({field for row in splits["train"] for field in row["fields"]})
+        return splits, skipped
+
+    def _prepare(self, train: Sequence[SourceRow]) -> None:
+        names = tuple(self.declared or sorted({row["label"] for row in train}))
+        if len(names) < 2:
+            raise UserMistake(f"{self.path}: every row has the label {names[0]!r}; two are needed at least.")
+        self.label_words = LabelWords.make(
+            names,
+            self.tokenizer,
+            words=list(self.declared.values()) if self.declared else None,
+            lead=self.template.lead,
+        )
+
+    def _encode(self, rows: Sequence[SourceRow]) -> Encoded[Row]:
+        examples = []
+        for row in rows:
+            label = self.label_words.names.index(row["label"])
+            examples.append(
+                self.template.example(
+                    row["text"],
+                    row["fields"],
+                    target=self.label_words.words[label],
+                    label=label,
+                    ends_with_eos=self.label_words.ends_with_eos,
+                    # The same of a text is read whichever label is right: its end must not tell.
+                    spare=self.label_words.longest - len(self.label_words.token_ids[label]),
+                )
+            )
+        encoded, truncated = encode_all(examples, self.tokenizer, self.max_length)
+        return Encoded([self._row(row) for row in rows], indexed(encoded, range(len(rows))), truncated)
+
+    def _row(self, row: SourceRow) -> Row:
+        group = row["fields"].get("topic") if self.path == BUNDLED_TWEETS else None
+        return Row(text=row["text"], label=self.label_words.names.index(row["label"]), group=group)
+
+    def _text(self, row: SourceRow | Row) -> str:
+        return row["text"]
+
+    def _stratum(self, row: SourceRow) -> str:
+        return row["label"]
+
+    def _counts(self, split: str) -> dict[str, int]:
+        counts = Counter(row["label"] for row in self.rows[split])
+        return {name: counts[i] for i, name in enumerate(self.label_words.names)}

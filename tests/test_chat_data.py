@@ -1,0 +1,453 @@
+"""Dialogues to batches: what is learned is what the tokenizer's own chat template makes inference meet."""
+
+import json
+import random
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from chats import LLAMA3, QWEN3, SMOLLM2, TEMPLATES, chat_tokenizer, dialogue
+
+from ptlit.data import ChatData, ChatTemplate
+from ptlit.data.dialogues import SPLITS, dialogues
+from ptlit.data.example import NOT_LEARNED
+from ptlit.data.splitting import same_text
+from ptlit.mistake import UserMistake
+
+ROWS = [dialogue(1 + i % 3, f"no. {i}", "Be brief." if i % 2 else None) for i in range(40)]
+
+
+def data_of(path, tokenizer=None, **options):
+    data = ChatData(tokenizer=tokenizer or chat_tokenizer(), path=str(path), **options)
+    data.setup()
+    return data
+
+
+def write(file, rows, column="messages"):
+    file.write_text("".join(json.dumps({column: row}) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def file(tmp_path):
+    return write(tmp_path / "dialogues.jsonl", ROWS)
+
+
+def learned_stretches(row):
+    """(start, end) of every run of learned tokens."""
+    starts = []
+    for i, label in enumerate(row["labels"]):
+        if label != NOT_LEARNED and (i == 0 or row["labels"][i - 1] == NOT_LEARNED):
+            starts.append(i)
+    ends = [
+        next((j for j in range(i, len(row["labels"])) if row["labels"][j] == NOT_LEARNED), None)
+        for i in starts
+    ]
+    return [(i, j if j is not None else len(row["labels"])) for i, j in zip(starts, ends, strict=True)]
+
+
+@pytest.mark.parametrize("learn", ["all_replies", "last_reply"])
+@pytest.mark.parametrize("options", [{}, {"enable_thinking": False}], ids=["plain", "no thinking"])
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_every_learned_reply_stands_behind_the_ids_of_apply_chat_template(file, family, options, learn):
+    """The reference is the tokenizer itself, asked as a user of transformers would ask it."""
+    tokenizer = chat_tokenizer(family)
+    data = data_of(file, tokenizer, learn=learn, template_options=options)
+    end = "<|eot_id|>" if family == "llama3" else "<|im_end|>"
+    judged = {split: [[] for _ in rows] for split, rows in data.rows.items()}
+    for split, rows in data.encoded.items():
+        for row in rows:
+            messages = data.rows[split][row["row"]]["messages"]
+            wanted = {
+                tuple(
+                    tokenizer.apply_chat_template(
+                        messages[:place],
+                        add_generation_prompt=True,
+                        tokenize=True,
+                        return_dict=False,
+                        **options,
+                    )
+                ): place
+                for place, message in enumerate(messages)
+                if message["role"] == "assistant"
+            }
+            for start, stop in learned_stretches(row):
+                place = wanted[tuple(row["input_ids"][:start])]  # KeyError: inference never reads these ids
+                said = tokenizer.decode(row["input_ids"][start:stop])
+                assert said.removeprefix("<think>\n\n</think>\n\n") == messages[place]["content"] + end
+                assert row["labels"][start:stop] == row["input_ids"][start:stop]
+                judged[split][row["row"]].append(place)
+    for split, places in judged.items():
+        for row, found in zip(data.rows[split], places, strict=True):
+            replies = [i for i, message in enumerate(row["messages"]) if message["role"] == "assistant"]
+            assert sorted(found) == (replies if learn == "all_replies" else replies[-1:])
+
+
+def test_a_template_that_rewrites_earlier_replies_makes_a_row_of_each(tmp_path):
+    file = write(tmp_path / "long.jsonl", [dialogue(3, str(i)) for i in range(30)])
+    assert len(data_of(file).encoded["train"]) == len(data_of(file).rows["train"])
+    data = data_of(file, chat_tokenizer("qwen3"))
+    assert len(data.encoded["train"]) == 3 * len(data.rows["train"])
+
+
+def test_a_token_that_spans_the_start_of_a_reply_makes_a_row_of_each(tmp_path):
+    """Here the template ends in a space, and the tokenizer has a token for a space with a letter."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *alphabet, "ĠI"])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ġ", "I")]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '\nQ: ' if m.role == 'user' else ' A: ' }}{{ m.content }}"
+        "{{ eos_token if m.role == 'assistant' }}{% endfor %}{{ ' A: ' if add_generation_prompt }}"
+    )
+    file = write(tmp_path / "mine.jsonl", [dialogue(2, str(i)) for i in range(30)])
+    data = data_of(file, tokenizer)
+    assert len(data.encoded["train"]) == 2 * len(data.rows["train"])
+    for row in data.encoded["train"]:
+        ((start, stop),) = learned_stretches(row)
+        messages = data.rows["train"][row["row"]]["messages"]
+        read = [
+            tokenizer.apply_chat_template(messages[:i], add_generation_prompt=True, return_dict=False)
+            for i in (1, 3)
+        ]
+        assert row["input_ids"][:start] in read and stop == len(row["input_ids"])
+
+
+FORMS = {
+    "messages": [{"messages": dialogue(1, str(i), "Be kind.")} for i in range(30)],
+    "sharegpt": [
+        {
+            "conversations": [
+                {"from": "system", "value": "Be kind."},
+                {"from": "human", "value": f"What is {i} 0?"},
+                {"from": "gpt", "value": f"It is {i} 0."},
+            ]
+        }
+        for i in range(30)
+    ],
+    "alpaca": [
+        {"instruction": f"What is {i} 0?", "input": "", "output": f"It is {i} 0.", "system": "Be kind."}
+        for i in range(30)
+    ],
+    "prompt_completion": [
+        {"prompt": f"What is {i} 0?", "completion": f"It is {i} 0.", "system": "Be kind."} for i in range(30)
+    ],
+}
+
+
+NESTED, FLAT = (".jsonl", ".json", ".parquet"), (".csv", ".tsv")  # a table has no lists
+
+
+@pytest.mark.parametrize(
+    ("form", "suffix"),
+    [(form, suffix) for form in FORMS for suffix in NESTED]
+    + [(form, suffix) for form in ("alpaca", "prompt_completion") for suffix in FLAT],
+)
+def test_every_form_in_every_file_gives_the_same_rows(tmp_path, form, suffix):
+    rows, file = FORMS[form], tmp_path / f"mine{suffix}"
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    elif suffix == ".json":
+        file.write_text(json.dumps(rows))
+    elif suffix == ".jsonl":
+        file.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        mark = "," if suffix == ".csv" else "\t"
+        file.write_text("\n".join(mark.join(row) for row in [list(rows[0]), *(row.values() for row in rows)]))
+    found = data_of(file)
+    assert found.encoded == data_of(file, format=form).encoded
+    messages = [row["messages"] for rows in found.rows.values() for row in rows]
+    assert sorted(map(str, messages)) == sorted(str(dialogue(1, str(i), "Be kind.")) for i in range(30))
+
+
+def test_the_input_of_an_instruction_is_part_of_the_question(tmp_path):
+    file = tmp_path / "alpaca.json"
+    file.write_text(
+        json.dumps([{"instruction": "Add.", "input": f"{i} and 1", "output": str(i + 1)} for i in range(9)])
+    )
+    asked = {row["messages"][0]["content"] for rows in data_of(file).rows.values() for row in rows}
+    assert "Add.\n3 and 1" in asked
+
+
+def test_a_system_prompt_of_the_config_is_for_dialogues_without_one(file):
+    data = data_of(file, system="Be rude.")
+    assert {row["messages"][0]["content"] for row in data.rows["train"]} == {"Be rude.", "Be brief."}
+
+
+def test_columns_of_no_known_form_are_named(tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text("text,label\na,b\n")
+    with pytest.raises(
+        UserMistake, match="columns 'text', 'label', which are no form of dialogue.*alpaca: instr"
+    ):
+        data_of(file)
+    with pytest.raises(UserMistake, match="line 2: has no column 'prompt'"):
+        data_of(file, format="prompt_completion")
+
+
+@pytest.mark.parametrize("family", ["smollm2", "qwen3", "llama3"])
+def test_long_dialogues_lose_their_oldest_turns(tmp_path, family):
+    rows = [dialogue(1 + i % 6, f"no. {i}", "Be brief.") for i in range(40)]
+    file = write(tmp_path / "long.jsonl", rows)
+    tokenizer = chat_tokenizer(family)
+    whole, data = data_of(file, tokenizer, max_length=4000), data_of(file, tokenizer, max_length=130)
+    lengths = [len(row["input_ids"]) for row in whole.encoded["train"]]
+    assert max(lengths) > 130
+    assert max(len(row["input_ids"]) for row in data.encoded["train"]) <= 130
+    long = {row["row"] for row in whole.encoded["train"] if len(row["input_ids"]) > 130}
+    assert data.summary()["splits"]["train"]["truncated"] == len(long) > 0
+    for row in data.encoded["train"]:
+        messages = data.rows["train"][row["row"]]["messages"]
+        start, _ = learned_stretches(row)[-1]
+        kept = [
+            tokenizer.apply_chat_template(
+                [messages[0], *messages[first:place]], add_generation_prompt=True, return_dict=False
+            )
+            for place in range(2, len(messages), 2)
+            for first in range(1, place, 2)
+        ]
+        assert row["input_ids"][:start] in kept  # the system prompt, and whole turns
+
+
+def test_a_question_and_a_reply_that_do_not_fit_are_a_bad_row(tmp_path):
+    rows = [*ROWS[:20], dialogue(1, "x" * 100_000), *ROWS[20:]]
+    file = write(tmp_path / "long.jsonl", rows)
+    with pytest.raises(
+        UserMistake, match=r"long.jsonl has 1 bad row: line 21: question and reply take 200,\d+ tokens"
+    ):
+        data_of(file)
+    data = data_of(file, on_bad_row="skip")
+    assert sum(split["skipped"] for split in data.summary()["splits"].values()) == 1
+    assert sum(len(rows) for rows in data.rows.values()) == 40
+    for split, rows in data.encoded.items():
+        for row in rows:
+            question = data.rows[split][row["row"]]["messages"][-2]["content"]
+            assert question in chat_tokenizer().decode(row["input_ids"])
+
+
+USER, REPLY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+BAD = {
+    "broken line": (b'{"messages": [', "broken JSON"),
+    "not an object": (b'"hello"', "not a JSON object"),
+    "not utf-8": (b'{"messages": "\xff"}', "bytes that do not fit the encoding"),
+    "other columns": ({"dialogue": []}, "has no column 'messages' .it has 'dialogue'."),
+    "empty": ({"messages": []}, "the dialogue is empty"),
+    "no list": ({"messages": "Hi"}, "'messages' is a str, not a list"),
+    "null": ({"messages": None}, "'messages' is a NoneType"),
+    "no message": ({"messages": ["Hi", "Hello"]}, "message 1 is a str"),
+    "no role": ({"messages": [{"content": "Hi"}]}, "message 1 has no 'role'"),
+    "unknown role": ({"messages": [USER, REPLY | {"role": "robot"}]}, "message 2 has the role 'robot'"),
+    "role of a wrong type": ({"messages": [USER | {"role": ["user"]}, REPLY]}, "message 1 has the role"),
+    "assistant first": ({"messages": [REPLY, USER, REPLY]}, "the assistant speaks first"),
+    "twice in a row": ({"messages": [USER, USER, REPLY]}, "message 2: user speaks twice in a row"),
+    "late system": (
+        {"messages": [USER, REPLY, {"role": "system", "content": "x"}]},
+        "message 3 is a system prompt",
+    ),
+    "only system": ({"messages": [{"role": "system", "content": "x"}]}, "a system prompt and nothing else"),
+    "no reply": ({"messages": [USER]}, "no reply of the assistant"),
+    "empty reply": ({"messages": [USER, REPLY | {"content": " \n"}]}, "message 2 .assistant. is empty"),
+    "reply is null": ({"messages": [USER, REPLY | {"content": None}]}, "message 2 .assistant. is missing"),
+    "reply is a number": (
+        {"messages": [USER, REPLY | {"content": 4}]},
+        "message 2 .assistant. is a int, not text",
+    ),
+    "NUL": ({"messages": [USER, REPLY | {"content": "a\0b"}]}, "message 2 .assistant. holds a NUL byte"),
+    "surrogate": ({"messages": [USER, REPLY | {"content": "\ud83d"}]}, "holds half a character"),
+}
+
+
+@pytest.mark.parametrize(("bad", "expected"), BAD.values(), ids=BAD)
+def test_a_bad_row_is_named_with_file_and_line_or_skipped(tmp_path, bad, expected):
+    file = tmp_path / "mine.jsonl"
+    good = [json.dumps({"messages": row}).encode() for row in ROWS]
+    line = bad if isinstance(bad, bytes) else json.dumps(bad).encode()
+    file.write_bytes(b"\n".join([*good[:3], line, *good[3:]]))
+    with pytest.raises(UserMistake, match=rf"mine\.jsonl has 1 bad row: line 4: .*{expected}") as caught:
+        data_of(file)
+    assert "\n" not in str(caught.value)
+    data = data_of(file, on_bad_row="skip")
+    assert sum(split["skipped"] for split in data.summary()["splits"].values()) == 1
+    assert sum(len(rows) for rows in data.rows.values()) == 40
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_files_end_in_a_sentence_or_in_right_batches(tmp_path, seed):
+    """Seeded chance: bytes, keys, types and order of a good file are damaged; nothing is lost in silence."""
+    chance = random.Random(seed)
+    lines = [json.dumps({"messages": row}).encode() for row in ROWS]
+    for _ in range(chance.randint(1, 6)):
+        lines.insert(chance.randrange(len(lines)), damaged(chance))
+    file = tmp_path / "mine.jsonl"
+    file.write_bytes(b"\n".join(lines))
+    total = sum(bool(line.strip()) for line in b"\n".join(lines).split(b"\n"))
+    for on_bad_row in ("error", "skip"):
+        try:
+            data = data_of(file, on_bad_row=on_bad_row, max_length=300)
+        except UserMistake as mistake:
+            assert on_bad_row == "error" and "\n" not in str(mistake)
+            assert "mine.jsonl has" in str(mistake) and "line " in str(mistake)
+            continue
+        summary = data.summary()["splits"].values()
+        assert sum(split["rows"] + split["skipped"] for split in summary) == total
+        for split, loader in (("train", data.train_dataloader()), ("test", data.test_dataloader())):
+            for batch in loader:
+                assert ((batch["labels"] != NOT_LEARNED).sum(1) > 0).all()
+                assert len(data.rows[split]) > batch["row"].max()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_damaged_tables_end_in_a_sentence_or_in_right_batches(tmp_path, seed):
+    chance = random.Random(seed)
+    lines = [f"Say {i}!,,It is {i}.".encode() for i in range(40)]
+    odd = [b"", b" ", b"\0", b"\xff", b'"open', b"a,b", b"\r", b"e" * 3000, b"'", "\u2028é".encode()]
+    for _ in range(chance.randint(1, 6)):
+        cells = [chance.choice([*odd, b"Hi"]) for _ in range(chance.choice([3, 3, 3, 2, 4, 1]))]
+        lines.insert(chance.randrange(len(lines)), b",".join(cells))
+    file = tmp_path / "mine.csv"
+    file.write_bytes(b"\n".join([b"instruction,input,output", *lines]))
+    for on_bad_row in ("error", "skip"):
+        try:
+            data = data_of(file, on_bad_row=on_bad_row, max_length=300)
+        except UserMistake as mistake:
+            assert on_bad_row == "error" and "\n" not in str(mistake)
+            assert "mine.csv has" in str(mistake) and "line " in str(mistake)
+            continue
+        summary = data.summary()["splits"].values()
+        assert sum(split["rows"] for split in summary) >= 40 - 6  # an open quote may cost the next line
+        for batch in data.train_dataloader():
+            assert ((batch["labels"] != NOT_LEARNED).sum(1) > 0).all()
+
+
+def damaged(chance):
+    """A line with one thing wrong, or strange but right."""
+    row = dialogue(chance.randint(1, 3), "strange")
+    odd = [None, 7, 1.5, True, [], {}, "", " ", "\0", "\ud800", "é" * 500, "\u2028", "user", "<|im_end|>"]
+    place = chance.randrange(len(row))
+    kind = chance.randrange(8)
+    if kind == 0:
+        row[place]["content"] = chance.choice(odd)
+    elif kind == 1:
+        row[place]["role"] = chance.choice(odd)
+    elif kind == 2:
+        del row[place][chance.choice(["role", "content"])]
+    elif kind == 3:
+        del row[place]
+    elif kind == 4:
+        row[place] = chance.choice(odd)
+    elif kind == 5:
+        chance.shuffle(row)
+    whole = chance.choice(odd) if kind == 6 else {"messages": row}
+    line = bytearray(json.dumps(whole).encode())
+    if kind == 7:
+        for _ in range(chance.randint(1, 4)):
+            line[chance.randrange(len(line))] = chance.choice([0, 0xFF, ord('"'), ord("}"), ord("\\")])
+    return bytes(line)
+
+
+def test_a_question_at_the_end_is_left_out_and_said(tmp_path):
+    file = write(tmp_path / "mine.jsonl", [[*row, {"role": "user", "content": "And?"}] for row in ROWS])
+    data = data_of(file)
+    assert data.encoded == data_of(write(tmp_path / "other.jsonl", ROWS)).encoded
+    assert "40 dialogues end in a question without a reply, which is left out" in data.summary()["notes"][0]
+
+
+TOO_SHORT = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{{ 'assistant: ' if add_generation_prompt }}"
+)
+OTHERWISE = SMOLLM2.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}")
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (TOO_SHORT, "nothing marks the end of a reply"),
+        (OTHERWISE, "asks for a reply in one way and writes it in another"),
+        ("{% for m in messages %}", "the chat template refuses this dialogue .Unexpected end of template"),
+        ("nowhere.jinja", "data.chat_template=nowhere.jinja: there is no such file"),
+    ],
+)
+def test_a_template_that_cannot_be_learned_from_is_a_mistake(file, template, expected):
+    with pytest.raises(UserMistake, match=expected):
+        data_of(file, chat_template=template)
+
+
+def test_a_tokenizer_without_a_template_takes_one_from_a_file(tmp_path, file):
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(UserMistake, match="brings no chat template: give one as data.chat_template"):
+        data_of(file, tokenizer)
+    (tmp_path / "chatml.jinja").write_text(SMOLLM2)
+    assert (
+        data_of(file, tokenizer, chat_template=str(tmp_path / "chatml.jinja")).encoded
+        == data_of(file).encoded
+    )
+
+
+def test_a_dialogue_that_the_template_refuses_is_a_bad_row(file):
+    strict = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    )
+    with pytest.raises(UserMistake, match="refuses this dialogue .System role not supported"):
+        data_of(file, chat_template=strict + SMOLLM2)
+    data = data_of(file, chat_template=strict + SMOLLM2, on_bad_row="skip")
+    assert sum(len(rows) for rows in data.rows.values()) == 20
+
+
+def test_what_ends_a_reply():
+    assert ChatTemplate(chat_tokenizer()).stop_ids == chat_tokenizer().encode("<|im_end|>")
+    tokenizer = chat_tokenizer("llama3")
+    tokenizer.eos_token = "<eos>"
+    stop = [2, tokenizer.convert_tokens_to_ids("<|eot_id|>")]
+    assert ChatTemplate(tokenizer).stop_ids == stop
+    assert ChatTemplate(tokenizer, LLAMA3).ids(dialogue(1)[:1])[0] == tokenizer.bos_token_id
+    assert ChatTemplate(chat_tokenizer("qwen3"), QWEN3).end_of_turn == "<|im_end|>"
+
+
+def test_answers_to_one_question_stay_in_one_split(tmp_path):
+    rows = [
+        [{"role": "user", "content": f"Say {i}!"}, REPLY | {"content": f"{i} {j}"}]
+        for i in range(30)
+        for j in range(3)
+    ]
+    data = data_of(write(tmp_path / "mine.jsonl", rows))
+    assert [split["also_in_train"] for split in data.summary()["splits"].values()] == [0, 0, 0]
+    assert [len(rows) for rows in data.rows.values()] == [72, 9, 9]
+
+
+@pytest.mark.parametrize(("key", "value"), [("format", "chatml"), ("learn", "everything"), ("max_length", 0)])
+def test_a_wrong_option_is_named_before_anything_is_read(key, value):
+    with pytest.raises(UserMistake, match=f"data.{key}="):
+        ChatData(tokenizer=None, path="nowhere.jsonl", **{key: value})
+
+
+def test_bundled_dialogues_are_distinct_and_share_no_question():
+    splits = {split: dialogues(split) for split in SPLITS}
+    assert [len(rows) for rows in splits.values()] == [406, 54, 47]
+    asked = {
+        split: {same_text(message["content"]) for row in rows for message in row["messages"][::2]}
+        for split, rows in splits.items()
+    }
+    assert (
+        not asked["train"] & asked["val"]
+        and not asked["train"] & asked["test"]
+        and not asked["val"] & asked["test"]
+    )
+    texts = [str(row["messages"]) for rows in splits.values() for row in rows]
+    assert len(texts) == len(set(texts))
+    long = [row for rows in splits.values() for row in rows if len(row["messages"]) > 2]
+    assert 0 < sum(not row["synthetic"] for row in long) < 20 and len(long) > 250
+    assert {row["topic"] for row in splits["test"]} > {"trivia", "coding"}
+
+
+def test_bundled_dialogues_train():
+    data = data_of("bundled_dialogues", limit=20, max_length=2000)
+    assert len(data.rows["train"]) == 20
+    assert any("synthetic" in note for note in data.summary()["notes"])
+    assert data.content.endswith("replies to learn or to judge")
