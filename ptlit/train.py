@@ -115,8 +115,9 @@ def finish(training: Training, cfg: DictConfig, folder: RunFolder, metrics: dict
     assert prompt is not None
     folder.write_metrics(metrics)
     write_adapter(folder.adapter, prompt, training.lm.shape, training.lm.name, training.lm.revision)
-    reading = (training.data.template, training.data.label_words)
-    card = adapter_card(training.lm, prompt, *reading, completed(cfg, training.data), metrics)
+    data = training.data
+    reading = (data.template, data.label_words) if isinstance(data, ClassificationData) else (None, None)
+    card = adapter_card(training.lm, prompt, *reading, completed(cfg, data), metrics)
     (folder.adapter / "README.md").write_text(card, encoding="utf-8")
     title = str(HydraConfig.get().runtime.choices["experiment"])
     plot_curves(folder.curve_files(), folder.curves, metrics, title)

@@ -9,10 +9,9 @@ import torch
 from ptlit.benchmark.answers import Questions
 from ptlit.benchmark.case import Node, Nodes, Row, made
 from ptlit.benchmark.engines.padded import PaddedLoss
-from ptlit.data import ClassificationData
+from ptlit.data import ClassificationData, sampler
 from ptlit.data.collate import IndexedRow
 from ptlit.data.example import NOT_LEARNED
-from ptlit.data.sampler import LengthBucketedBatches
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
 from ptlit.peft_format import write_adapter
@@ -49,7 +48,8 @@ class Rows:
     def batches(self, batch_size: int, count: int) -> Batches:
         """`count` of training's own batches, from short to long in even steps; and their rows shuffled."""
         lengths = [len(row["input_ids"]) for row in self.rows]
-        bucketed = list(LengthBucketedBatches(lengths, batch_size, seed=self.seed, drop_last=True))
+        every = sampler.Batches(lengths, batch_size, seed=self.seed)
+        bucketed = [batch for batch in every if len(batch) == batch_size]
         if len(bucketed) < count:
             raise UserMistake(
                 f"{self.path} has {len(self.rows):,} training rows, too few for benchmark.batches={count} "
