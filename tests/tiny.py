@@ -13,6 +13,7 @@ from transformers import (
     LlamaConfig,
     MambaConfig,
     OPTConfig,
+    Phi3Config,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -81,6 +82,8 @@ def _config(name: str, layers: int, vocabulary: int) -> PretrainedConfig:
             return BloomConfig(**ids, hidden_size=32, n_layer=layers, n_head=4)
         case "gemma3":
             return Gemma3TextConfig(**grouped, head_dim=8, sliding_window=16)
+        case "phi3":
+            return Phi3Config(**grouped)
         case "mamba":
             return MambaConfig(**ids, hidden_size=32, num_hidden_layers=layers, state_size=4)
         case "qwen3_next":

@@ -1,0 +1,249 @@
+"""The tokenizer of a baked checkpoint: P added tokens for each prompt, put at the very front, before BOS.
+
+One prompt is put before every text by the tokenizer itself. Of several none is: a text then begins with the
+prefix of the prompt it is for, and a chat names it (`prompt=...`, the first unless said).
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ptlit.data.example import Example, Segment, encode, leading_tokens, token_ids
+from ptlit.data.templates import Template
+from ptlit.mistake import UserMistake
+
+SAMPLES = ("Hello there, how are you?", "1 word:  two\nthree\n")  # what the finished tokenizer is tried on
+NO_LIMIT = 1 << 30
+
+
+@dataclass(frozen=True)
+class BakedPrompt:
+    """How the finished checkpoint is told to read with this prompt."""
+
+    name: str
+    tokens: tuple[str, ...]
+    ids: tuple[int, ...]
+    prefix: str  # what goes before a text, BOS included
+    in_every_text: bool  # the tokenizer writes the prefix by itself
+    in_chat: bool  # the chat template writes it
+
+
+def bake_tokenizer(
+    original: PreTrainedTokenizerBase,
+    lengths: Mapping[str, int],
+    templates: Mapping[str, Template | None],
+    folder: Path,
+) -> list[BakedPrompt]:
+    """Save the new tokenizer, load it again, and hold it against what ptlit reads with the old one."""
+    tokenizer = copy.deepcopy(original)
+    bos = [str(token) for token in original.convert_ids_to_tokens(leading_tokens(original))]
+    tokens = {name: virtual_words(name, length) for name, length in lengths.items()}
+    ids = add_tokens(tokenizer, tokens)
+    heads = {name: [*each, *bos] for name, each in tokens.items()}
+    alone = len(heads) == 1
+    put_before_texts(tokenizer, next(iter(heads.values())) if alone else [])
+    prefixes = {name: "".join(head) + space(tokenizer, original, head) for name, head in heads.items()}
+    bodies = chat_bodies(original, tokens, prefixes, templates)
+    finished_templates = {key: chosen(each) for key, each in bodies.items() if each}
+    only_default = list(finished_templates) == ["default"]
+    tokenizer.chat_template = finished_templates["default"] if only_default else finished_templates or None
+    save(tokenizer, original, folder)
+
+    finished = AutoTokenizer.from_pretrained(folder)
+    for name in heads:
+        hold_to_texts(finished, original, "" if alone else prefixes[name], ids[name])
+        if name in bodies["default"]:
+            hold_to_chats(finished, original, name, ids[name], templates[name])
+    return [
+        BakedPrompt(
+            name=name,
+            tokens=tuple(tokens[name]),
+            ids=tuple(ids[name]),
+            prefix=prefixes[name],
+            in_every_text=alone,
+            in_chat=name in bodies["default"],
+        )
+        for name in heads
+    ]
+
+
+def virtual_words(name: str, length: int) -> list[str]:
+    return [f"<ptlit_{name}_{i}>" if name else f"<ptlit_{i}>" for i in range(length)]
+
+
+def add_tokens(
+    tokenizer: PreTrainedTokenizerBase, tokens: Mapping[str, Sequence[str]]
+) -> dict[str, list[int]]:
+    taken = tokenizer.get_vocab()
+    new = [token for each in tokens.values() for token in each]
+    if known := [token for token in new if token in taken]:
+        raise UserMistake(
+            f"This LM has a token {known[0]} already, from an earlier baking: give the prompt a name of its "
+            "own, as run={second: <run folder>}."
+        )
+    tokenizer.add_tokens(
+        [AddedToken(each, special=True, normalized=False) for each in new], special_tokens=True
+    )
+    ids = {
+        name: [int(tokenizer.convert_tokens_to_ids(token)) for token in each] for name, each in tokens.items()
+    }
+    if set(taken.values()) & {i for each in ids.values() for i in each}:
+        raise UserMistake(
+            "This tokenizer leaves gaps between its ids, so it takes no new tokens: use format=kv."
+        )
+    return ids
+
+
+def put_before_texts(tokenizer: PreTrainedTokenizerBase, head: Sequence[str]) -> None:
+    """In place of what the tokenizer itself put around a text: ptlit reads no more than what leads it."""
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*head, "$A"],
+        pair=[*head, "$A", "$B"],
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in dict.fromkeys(head)],
+    )
+
+
+def space(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase, head: Sequence[str]) -> str:
+    """What has to stand between the prefix and a text, so that the text begins as it does alone.
+
+    Some tokenizers begin a text, and nothing else, with a space of their own.
+    """
+    for between in ("", " "):
+        written = [f"{''.join(head)}{between}{sample}" for sample in SAMPLES]
+        alone = token_ids(SAMPLES, original)
+        if [ids[len(head) :] for ids in token_ids(written, tokenizer)] == alone:
+            return between
+    raise UserMistake("This tokenizer reads a text otherwise when other tokens precede it: use format=kv.")
+
+
+# The chat template. All that is added is wrapped in {{- -}}, which eats white space on both sides.
+
+
+def chat_bodies(
+    original: PreTrainedTokenizerBase,
+    tokens: Mapping[str, Sequence[str]],
+    prefixes: Mapping[str, str],
+    templates: Mapping[str, Template | None],
+) -> dict[str, dict[str, str]]:
+    """For each chat template of the LM, by its name: what it is with each prompt that can chat."""
+    own = original.chat_template or {}
+    own = {"default": own} if isinstance(own, str) else dict(own)
+    bodies: dict[str, dict[str, str]] = {key: {} for key in ("default", *own)}
+    for key, each in bodies.items():
+        for name, template in templates.items():
+            if template is not None:
+                if all(field.isidentifier() for field in template.fields):
+                    each[name] = template_body(template, prefixes[name])
+            elif "default" in own and key in own:
+                head = "".join(tokens[name]) if begins_with_bos(original) else prefixes[name]
+                each[name] = f"{written(head)}{own[key]}"
+    return bodies
+
+
+def begins_with_bos(original: PreTrainedTokenizerBase) -> bool:
+    """Most chat templates write what the tokenizer puts before a text; where one does not, ptlit adds it."""
+    leading = leading_tokens(original)
+    return token_ids([rendered(original, SAMPLES[0])], original)[0][: len(leading)] == leading
+
+
+def template_body(template: Template, prefix: str) -> str:
+    """One message, read through the template that the prompt was trained with."""
+    one = "This prompt reads one user message, put into the template it was trained with."
+    parts = [f"{{%- if messages | length != 1 -%}}{{{{- raise_exception({literal(one)}) -}}}}{{%- endif -%}}"]
+    parts.append(written(prefix))
+    for text, field in template.pieces:
+        parts.append(written(text) if text else "")
+        if field == "text":
+            parts.append("{{- messages[0]['content'] | trim -}}")
+        elif field is not None:
+            lacking = f"This prompt needs {field}=... beside the message."
+            parts.append(
+                f"{{%- if {field} is not defined -%}}{{{{- raise_exception({literal(lacking)}) -}}}}"
+            )
+            parts.append(f"{{%- endif -%}}{{{{- {field} -}}}}")
+    return "".join(parts)
+
+
+def chosen(bodies: Mapping[str, str]) -> str:
+    """The body of the prompt that the caller names; the first unless one is named."""
+    names = list(bodies)
+    if len(names) == 1:
+        return bodies[names[0]]
+    unknown = f"There is no such prompt: choose from {', '.join(names)}."
+    branches = [
+        f"{{% {'elif' if index else 'if'} ptlit_prompt == {literal(name)} -%}}{body.removesuffix(chr(10))}"
+        for index, (name, body) in enumerate(bodies.items())
+    ]
+    start = f"{{%- set ptlit_prompt = prompt | default({literal(names[0])}) -%}}"
+    end = f"{{% else -%}}{{{{- raise_exception({literal(unknown)}) -}}}}{{%- endif -%}}"
+    return "".join([start, *branches, end])
+
+
+def written(text: str) -> str:
+    return f"{{{{- {literal(text)} -}}}}"
+
+
+def literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, message: str, **named: Any) -> str:
+    chat = [{"role": "user", "content": message}]
+    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **named))
+
+
+def save(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase, folder: Path) -> None:
+    """As a tokenizer of no family: a family's own class would write its own tokens before a text again."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("add_bos_token", "add_eos_token"):
+        config.pop(key, None)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["model_input_names"] = original.model_input_names
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def hold_to_texts(
+    finished: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase, prefix: str, ids: Sequence[int]
+) -> None:
+    for sample in SAMPLES:
+        wanted = [*ids, *encode(Example((Segment(sample),)), original, NO_LIMIT)["input_ids"]]
+        hold(finished(prefix + sample)["input_ids"], wanted, f"the text {sample!r}")
+
+
+def hold_to_chats(
+    finished: PreTrainedTokenizerBase,
+    original: PreTrainedTokenizerBase,
+    name: str,
+    ids: Sequence[int],
+    template: Template | None,
+) -> None:
+    for sample in SAMPLES:
+        if template is None:
+            example, fields = Example((Segment(rendered(original, sample)),)), {}
+        else:
+            fields = {field: "three" for field in template.fields if field != "text"}
+            example = template.example(sample, fields)
+        wanted = [*ids, *encode(example, original, NO_LIMIT)["input_ids"]]
+        text = rendered(finished, sample, **fields, **({"prompt": name} if name else {}))
+        hold(
+            finished(text, add_special_tokens=False)["input_ids"],
+            wanted,
+            f"a chat that begins with {sample!r}",
+        )
+
+
+def hold(read: Sequence[int], wanted: Sequence[int], what: str) -> None:
+    if list(read) != list(wanted):
+        raise UserMistake(
+            f"The baked tokenizer does not read {what} as ptlit does ({list(read)[:40]} and not "
+            f"{list(wanted)[:40]}): use format=kv."
+        )
