@@ -91,9 +91,8 @@ def add_tokens(
     tokenizer.add_tokens(
         [AddedToken(each, special=True, normalized=False) for each in new], special_tokens=True
     )
-    ids = {
-        name: [int(tokenizer.convert_tokens_to_ids(token)) for token in each] for name, each in tokens.items()
-    }
+    known_as = tokenizer.get_vocab()
+    ids = {name: [known_as[token] for token in each] for name, each in tokens.items()}
     if set(taken.values()) & {i for each in ids.values() for i in each}:
         raise UserMistake(
             "This tokenizer leaves gaps between its ids, so it takes no new tokens: use format=kv."

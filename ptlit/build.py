@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, cast
 
@@ -18,7 +19,9 @@ from ptlit.data import ClassificationData
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
-from ptlit.prompt.init import start_prompt
+from ptlit.peft_format import read_adapter
+from ptlit.prompt import SoftPrompt
+from ptlit.prompt.init import STARTS, start_prompt
 from ptlit.prompted_lm import PromptedLM
 
 
@@ -121,8 +124,12 @@ def options_of(node: DictConfig) -> dict[str, Any]:
 def build_module(cfg: DictConfig, lm: FrozenLM, data: ClassificationData) -> SoftPromptModule:
     options = options_of(cfg.prompt)
     start = options.pop("init", None) or {}
-    prompt = make(options, shape=lm.shape)
-    start_prompt(prompt, lm, from_=start.get("from", "text"), text=start.get("text") or data.instruction)
+    prompt: SoftPrompt = make(options, shape=lm.shape)
+    origin = start.get("from", "text")
+    if origin in STARTS:
+        start_prompt(prompt, lm, from_=origin, text=start.get("text") or data.instruction)
+    else:
+        print(read_adapter(Path(origin), prompt), flush=True)
     return SoftPromptModule(
         PromptedLM(lm, prompt),
         optimizer=make(cfg.optim),

@@ -135,7 +135,7 @@ def node_mistakes(path: str, node: Any) -> list[str]:
     if target is not None:
         mistakes += option_mistakes(path, options, target, apart=("init",) if path == "prompt" else ())
     if path == "prompt":
-        mistakes += start_mistakes(options.get("init"))
+        mistakes += start_mistakes(options.get("init"), target, options.get("num_virtual_tokens"))
     for key, value in options.items():
         for name, inner in [(key, value)] if isinstance(value, dict) else listed(key, value):
             if isinstance(inner, dict) and "_target_" in inner:
@@ -147,7 +147,7 @@ def listed(key: str, value: Any) -> list[tuple[str, Any]]:
     return [(f"{key}[{index}]", each) for index, each in enumerate(value)] if isinstance(value, list) else []
 
 
-def start_mistakes(init: Any) -> list[str]:
+def start_mistakes(init: Any, method: Any = None, count: Any = None) -> list[str]:
     """`prompt.init` has no _target_: it is said to start_prompt, whose `from_` it calls `from`."""
     from ptlit.prompt.init import STARTS, start_prompt
 
@@ -159,8 +159,28 @@ def start_mistakes(init: Any) -> list[str]:
     mistakes = option_mistakes("prompt.init", options, start_prompt)
     start = options.get("from_")
     if isinstance(start, str) and start not in (*STARTS, MISSING):
-        mistakes.append(f"prompt.init.from={start} is not a start: {guess(start, STARTS)}")
+        mistakes += adapter_mistakes(start, method, count)
     return [mistake.replace("from_", "from").replace("start_prompt", "prompt.init") for mistake in mistakes]
+
+
+def adapter_mistakes(start: str, method: Any, count: Any) -> list[str]:
+    """Of a prompt that is to start from a folder, or from a word that nobody knows."""
+    from ptlit.peft_format import check_kind, read_config
+    from ptlit.prompt import SoftPrompt
+    from ptlit.prompt.init import STARTS
+
+    folder, said = Path(start), f"prompt.init.from={start}"
+    if not folder.is_dir():
+        if len(folder.parts) > 1:
+            return [f"{said}: there is no such folder."]
+        return [f"{said} is not a start: {guess(start, STARTS)}"]
+    try:
+        config = read_config(folder)
+        if isinstance(method, type) and issubclass(method, SoftPrompt):
+            check_kind(folder, config, method, count)
+    except UserMistake as mistake:
+        return [f"prompt.init.from: {mistake}"]
+    return []
 
 
 def find_target(path: str, target: str) -> tuple[Any, list[str]]:

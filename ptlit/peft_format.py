@@ -6,19 +6,26 @@ PEFT needs one tensor, `prompt_embeddings`, and ignores the rest of the file: th
 
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ptlit.lm import LMShape
 from ptlit.mistake import UserMistake
-from ptlit.prompt import EmbeddingPrompt, SoftPrompt
+from ptlit.prompt import EmbeddingPrompt, KeyValuePrompt, SoftPrompt
 from ptlit.prompt.base import peft_rows
 
-CONFIG, WEIGHTS, OURS = "adapter_config.json", "adapter_model.safetensors", "ptlit."
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+EMBEDDINGS = "prompt_embeddings"  # the one tensor that PEFT reads
+OURS = "ptlit."  # how the names of the others begin
+METHOD = "ptlit_method"  # in the file's metadata: the class that the others belong to
+INPUT_TYPES, DEEP_TYPES = ("PROMPT_TUNING", "P_TUNING"), ("PREFIX_TUNING",)
 
 
 def prompt_embeddings(prompt: SoftPrompt) -> Tensor:
@@ -61,21 +68,129 @@ def write_adapter(
     """Each file is written under another name first: a crash leaves the old adapter whole."""
     folder.mkdir(parents=True, exist_ok=True)
     ours = {OURS + name: tensor.detach().cpu().contiguous() for name, tensor in prompt.state_dict().items()}
-    tensors = {"prompt_embeddings": prompt_embeddings(prompt), **ours}
+    tensors = {EMBEDDINGS: prompt_embeddings(prompt), **ours}
+    metadata = {"format": "pt", METHOD: type(prompt).__name__}
     half = folder / (WEIGHTS + ".part")
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, half, metadata={"format": "pt"})
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, half, metadata=metadata)
     os.replace(half, folder / WEIGHTS)
     half = folder / (CONFIG + ".part")
     half.write_text(json.dumps(adapter_config(prompt, shape, base_model, revision), indent=2) + "\n")
     os.replace(half, folder / CONFIG)
 
 
-def read_adapter(folder: Path, prompt: SoftPrompt) -> None:
-    """Load one of our own adapters into `prompt`, all tensors or none."""
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(OURS)]  # noqa: SIM118
-        state = {name.removeprefix(OURS): file.get_tensor(name) for name in names}
-    expected = {name: tensor.shape for name, tensor in prompt.state_dict().items()}
-    if {name: tensor.shape for name, tensor in state.items()} != expected:
-        raise UserMistake(f"{folder} holds {sorted(state)}, which is not this prompt ({sorted(expected)}).")
-    prompt.load_state_dict(state)
+@dataclass(frozen=True)
+class Adapter:
+    """A folder that PEFT or ptlit wrote. `ours` are the prompt's own tensors, of which PEFT saves none."""
+
+    folder: Path
+    peft_type: str
+    base_model: str
+    embeddings: Tensor  # (P, H), or (P, L * 2 * K * D)
+    ours: dict[str, Tensor]
+    method: str | None  # the class that `ours` belong to
+
+
+def open_adapter(folder: Path) -> Adapter:
+    config = read_config(folder)
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            method = (file.metadata() or {}).get(METHOD)
+    except (SafetensorError, OSError) as error:
+        raise UserMistake(f"{folder / WEIGHTS} is broken: {' '.join(str(error).split())}.") from error
+    ours = {name.removeprefix(OURS): each for name, each in tensors.items() if name.startswith(OURS)}
+    if EMBEDDINGS not in tensors:
+        raise UserMistake(f"{folder / WEIGHTS} has no tensor {EMBEDDINGS}: it holds {', '.join(tensors)}.")
+    if not tensors[EMBEDDINGS].isfinite().all():
+        raise UserMistake(f"{folder / WEIGHTS} holds numbers that are not finite.")
+    embeddings = tensors[EMBEDDINGS].float()
+    return Adapter(folder, config["peft_type"], str(config["base_model"]), embeddings, ours, method)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What the folder says it holds, told without reading a tensor."""
+    if not (folder / CONFIG).is_file():
+        inner = folder / "adapter"
+        nearest = f": did you mean {inner}?" if (inner / CONFIG).is_file() else "."
+        raise UserMistake(f"{folder} is no adapter, for it has no {CONFIG}{nearest}")
+    if not (folder / WEIGHTS).is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        reason = " (a pickle, adapter_model.bin, is not read: save it again with PEFT)" if pickled else ""
+        raise UserMistake(f"{folder} has no {WEIGHTS}{reason}.")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kind, count = str(config["peft_type"]), config.get("num_virtual_tokens")
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserMistake(f"{folder / CONFIG} is broken, or no adapter's config.") from error
+    if kind not in (*INPUT_TYPES, *DEEP_TYPES):
+        raise UserMistake(
+            f"{folder} holds {kind}, which is no soft prompt that ptlit knows: known are "
+            f"{', '.join((*INPUT_TYPES, *DEEP_TYPES))}."
+        )
+    return {
+        "peft_type": kind,
+        "num_virtual_tokens": count,
+        "base_model": config.get("base_model_name_or_path"),
+    }
+
+
+def check_kind(folder: Path, config: Mapping[str, Any], method: type[SoftPrompt], count: int | None) -> None:
+    """What can be told of `prompt.init.from=<folder>` before any LM is loaded."""
+    kind = config["peft_type"]
+    if issubclass(method, EmbeddingPrompt) and kind in DEEP_TYPES:
+        raise UserMistake(
+            f"{folder} holds keys and values ({kind}) and {method.__name__} learns embeddings: choose a deep "
+            "prompt, such as prompt=prefix_tuning."
+        )
+    if issubclass(method, KeyValuePrompt) and kind in INPUT_TYPES:
+        raise UserMistake(
+            f"{folder} holds embeddings ({kind}) and {method.__name__} learns keys and values: choose an "
+            "input prompt, such as prompt=prompt_tuning."
+        )
+    held = config["num_virtual_tokens"]
+    if isinstance(held, int) and isinstance(count, int) and held != count:
+        raise UserMistake(f"{folder} holds {held} virtual tokens: give prompt.num_virtual_tokens={held}.")
+
+
+def read_adapter(folder: Path, prompt: SoftPrompt) -> str:
+    """Bring `prompt` to where the adapter is, all of it or nothing; a sentence that says how.
+
+    Ours of the same method is restored tensor by tensor. Of others there is only what the LM was given:
+    `prompt` then starts from that, with an encoder, if it has one, that is new.
+    """
+    check_kind(folder, read_config(folder), type(prompt), prompt.num_virtual_tokens)
+    adapter = open_adapter(folder)
+    trained = f"{folder} ({adapter.peft_type}, trained on {adapter.base_model})"
+    if adapter.method == type(prompt).__name__:
+        check_tensors(f"{folder / WEIGHTS}", prompt, adapter.ours)
+        prompt.load_state_dict(adapter.ours)
+        return f"The prompt goes on from {trained}, with all that was learned."
+    wanted = prompt_embeddings(prompt).shape
+    if adapter.embeddings.shape != wanted:
+        raise UserMistake(
+            f"{folder} was trained on an LM of another shape ({adapter.base_model}): its {EMBEDDINGS} is "
+            f"{tuple(adapter.embeddings.shape)}, and here it takes {tuple(wanted)}."
+        )
+    device = next(prompt.parameters()).device
+    start = adapter.embeddings.to(device)
+    with torch.no_grad():
+        prompt.start_at(prompt.key_values(start) if isinstance(prompt, KeyValuePrompt) else start)
+    left = " The encoder behind it was not saved." if adapter.peft_type == "P_TUNING" else ""
+    left = f" Its own tensors ({adapter.method}) are left behind." if adapter.method else left
+    return f"The prompt starts from the output of {trained}.{left}"
+
+
+def check_tensors(title: str, prompt: SoftPrompt, found: Mapping[str, Tensor]) -> None:
+    """All of a prompt's tensors, or a mistake that names those that differ."""
+    expected = prompt.state_dict()
+    differences = [
+        *(f"{name} is missing" for name in expected if name not in found),
+        *(f"{name} is unknown" for name in found if name not in expected),
+        *(
+            f"{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in found and found[name].shape != tensor.shape
+        ),
+    ]
+    if differences:
+        raise UserMistake(f"{title} does not fit {type(prompt).__name__}: {', '.join(differences)}.")

@@ -20,6 +20,7 @@ from ptlit.data import ClassificationData, LabelWords, Template
 from ptlit.fingerprint import fingerprint
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
+from ptlit.peft_format import check_tensors
 from ptlit.prompt import SoftPrompt
 from ptlit.prompted_lm import PromptedLM
 from ptlit.run_folder import RunFolder
@@ -120,6 +121,7 @@ def check_parts(folder: RunFolder, cfg: DictConfig, trust_code: bool) -> None:
     mistakes = []
     for part in PARTS:
         node = options_of(cfg[part])
+        node.pop("init", None)  # where a prompt started is past, and may be gone
         foreign = [] if trust_code else foreign_code(part, node)
         if foreign:
             raise UserMistake(
@@ -169,18 +171,7 @@ def load_prompt(cfg: DictConfig, lm: FrozenLM, state: dict[str, Tensor], title: 
     options = options_of(cfg.prompt)
     options.pop("init", None)  # where it started is past
     prompt: SoftPrompt = make(options, shape=lm.shape)
-    expected = prompt.state_dict()
-    differences = [
-        *(f"{name} is missing" for name in expected if name not in state),
-        *(f"{name} is unknown" for name in state if name not in expected),
-        *(
-            f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in state and state[name].shape != tensor.shape
-        ),
-    ]
-    if differences:
-        raise UserMistake(f"{title} does not fit {type(prompt).__name__}: {', '.join(differences)}.")
+    check_tensors(title, prompt, state)
     prompt.load_state_dict(state)
     return prompt
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from ptlit import baseline
 from ptlit.build import Training, build, build_judge, options_of
 from ptlit.callbacks.test_report import TestReport
+from ptlit.cards import adapter_card
 from ptlit.command import command
 from ptlit.config import check
 from ptlit.curves import plot_curves
@@ -113,6 +114,9 @@ def finish(training: Training, cfg: DictConfig, folder: RunFolder, metrics: dict
     assert prompt is not None
     folder.write_metrics(metrics)
     write_adapter(folder.adapter, prompt, training.lm.shape, training.lm.name, training.lm.revision)
+    reading = (training.data.template, training.data.label_words)
+    card = adapter_card(training.lm, prompt, *reading, cfg, metrics)
+    (folder.adapter / "README.md").write_text(card, encoding="utf-8")
     title = str(HydraConfig.get().runtime.choices["experiment"])
     plot_curves(folder.curve_files(), folder.curves, metrics, title)
     log_settings(training, cfg, metrics)
