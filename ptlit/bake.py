@@ -63,6 +63,7 @@ def bake(lm: FrozenLM, ingredients: Mapping[str, Ingredient], folder: Path) -> B
     return Baked(prompts, difference)
 
 
+@torch.no_grad()
 def virtual_embeddings(name: str, prompt: SoftPrompt, lm: FrozenLM) -> Tensor:
     """(P, H), without dropout, as the LM is given them."""
     if not isinstance(prompt, EmbeddingPrompt):
@@ -72,7 +73,7 @@ def virtual_embeddings(name: str, prompt: SoftPrompt, lm: FrozenLM) -> Tensor:
             "give: use format=kv for a prefix file, or format=peft."
         )
     training = prompt.training
-    embeddings = prompt.eval()().detach().to(lm.dtype)
+    embeddings = prompt.eval()().to(lm.dtype)
     prompt.train(training)
     return embeddings
 

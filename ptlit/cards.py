@@ -1,16 +1,21 @@
 """The README of what leaves a run: an adapter, a checkpoint, a prefix file. Each shows how it is used."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig
 
+from ptlit.baked_tokenizer import BakedPrompt
 from ptlit.build import options_of
 from ptlit.data import LabelWords
 from ptlit.data.templates import Template
 from ptlit.lm import FrozenLM
 from ptlit.prompt import SoftPrompt
+from ptlit.prompted_lm import PromptedLM
 
+NEWLINE = "\n"
 TEXT = "Landed early, thank you!"
 ROWS = {  # of metrics.json, as a reader wants them
     "trained prompt, test": "test/",
@@ -59,6 +64,135 @@ ptlit trains it further with `prompt.init.from=<this folder>`.
 {settings}
 """
 
+CHECKPOINT = """\
+---
+base_model: {base_model}
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# {base_model} with soft prompts among its words
+
+An ordinary checkpoint, written by [ptlit](https://pypi.org/project/ptlit). The virtual tokens of {count} are
+words of its vocabulary; they belong at the very front of what it reads, before BOS.
+
+{prompts}
+
+{metrics}## Use
+
+{use}
+
+```python
+from transformers import pipeline
+
+write = pipeline("text-generation", model=".")  # in this folder
+print(write({text}, max_new_tokens={new_tokens}, do_sample=False)[0]["generated_text"])
+```
+
+Served by `transformers serve .` (`pip install "transformers[serving]"`) and asked by any OpenAI client:
+
+```python
+import os
+from openai import OpenAI
+
+client = OpenAI(base_url="http://localhost:8000/v1", api_key="none")
+answer = client.completions.create(model=os.getcwd(), prompt={text}, max_tokens={new_tokens}, temperature=0)
+print(answer.choices[0].text)
+```
+
+{chat}
+
+Virtual tokens are read, never written: `generation_config.json` suppresses them (ids {first} to {last}). A
+server that ignores it, such as vLLM, is told so by each request:
+`logit_bias={{str(i): -100 for i in range({first}, {end})}}`.
+
+For llama.cpp, convert this folder as any other: `python convert_hf_to_gguf.py . --outfile baked.gguf`.
+"""
+
+ALONE = """\
+The tokenizer writes the virtual tokens before every text by itself (`add_special_tokens`), the chat template
+before every chat."""
+
+SEVERAL = """\
+The tokenizer writes nothing by itself: begin a text with the prefix of the prompt that it is for, as
+`ptlit_prompts.json` has it, BOS included. Without one the LM reads as it was, and needs its own BOS ({bos}). A
+chat names its prompt; unless it does, it is read by `{first}`."""
+
+CHAT = """\
+Chats too: `client.chat.completions.create(...)`{kwargs}. {readings}"""
+
+PREFIX = """\
+---
+base_model: {base_model}
+---
+
+# A prefix for {base_model}
+
+`prefix.safetensors` holds the keys and values of {count} virtual tokens for every layer: `keys.0`, `values.0`,
+and so on, each of the axes (1, key/value heads, tokens, size of a head). Written by
+[ptlit](https://pypi.org/project/ptlit).
+
+{metrics}## Use
+
+With ptlit, `load_cache(folder, lm)` of `ptlit.prefix_file`; without it, in this folder:
+
+```python
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+model = AutoModelForCausalLM.from_pretrained({base_model!r}, dtype={dtype}).eval()
+tokenizer = AutoTokenizer.from_pretrained({base_model!r})
+prefix = load_file("prefix.safetensors")
+cache = DynamicCache(config=model.config)
+for layer in range(len(prefix) // 2):
+    cache.update(prefix[f"keys.{{layer}}"], prefix[f"values.{{layer}}"], layer)
+
+row = tokenizer({text}, return_tensors="pt")
+seen = torch.ones(1, {count} + row["input_ids"].shape[1], dtype=torch.long)
+written = model.generate(
+    row["input_ids"], attention_mask=seen, past_key_values=cache, max_new_tokens={new_tokens}, do_sample=False
+)
+print(tokenizer.decode(written[0, row["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+
+A cache is used up by writing: make a new one for the next text. Positions count the virtual tokens.
+"""
+
+VLLM = """\
+---
+base_model: {base_model}
+---
+
+# A soft prompt for {base_model}, by way of vLLM's prompt embeddings
+
+`prompt.safetensors` holds the embeddings of {count} virtual tokens. Written by
+[ptlit](https://pypi.org/project/ptlit).
+
+The recommended way to serve a prompt is `python -m ptlit.export format=checkpoint`: that checkpoint needs no
+client of its own, and no option of the server. This folder is for a server that is to keep the LM as it is:
+
+```sh
+vllm serve {base_model} --enable-prompt-embeds
+python client.py {text}
+```
+
+`client.py` looks up the text's embeddings, puts the prompt before them and sends both. It needs torch,
+transformers and safetensors. Its embeddings were tested against those of ptlit, but not on a live vLLM.
+"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained prompt and what is known of it. Of an adapter without its run that is little."""
+
+    lm: FrozenLM
+    prompted_lm: PromptedLM
+    template: Template | None = None
+    label_words: LabelWords | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    cfg: DictConfig | None = None
+
 
 def adapter_card(
     lm: FrozenLM,
@@ -78,9 +212,84 @@ def adapter_card(
         data=f"{cfg.data.get('path')}{named}",
         metrics=metrics_table(metrics),
         text=repr(example_text(template)),
-        new_tokens=max(map(len, label_words.token_ids)) if label_words else 30,
+        new_tokens=answer_length(label_words),
         settings=table(("setting", "value"), [(key, f"`{value}`") for key, value in settings(cfg)]),
     )
+
+
+def checkpoint_card(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt]) -> str:
+    first = prompts[0]
+    source = sources[first.name]
+    alone = len(prompts) == 1
+    ids = [i for prompt in prompts for i in prompt.ids]
+    chatting = [prompt for prompt in prompts if prompt.in_chat]
+    bos = "".join(first.prefix.partition(first.tokens[-1])[2:]).strip()
+    return CHECKPOINT.format(
+        base_model=source.lm.name,
+        count="a soft prompt" if alone else f"{len(prompts)} soft prompts",
+        prompts=table(
+            ("prompt", "virtual tokens", "reads"),
+            [
+                (each.name or "(the only one)", shown_tokens(each), f"`{example(sources[each.name])}`")
+                for each in prompts
+            ],
+        ),
+        metrics="".join(
+            f"{'' if alone else f'{each.name}:{NEWLINE * 2}'}{metrics_table(sources[each.name].metrics)}"
+            for each in prompts
+        ),
+        use=ALONE if alone else SEVERAL.format(bos=f"`{bos}`" if bos else "none here", first=first.name),
+        text=repr(("" if alone else first.prefix) + example(source)),
+        new_tokens=answer_length(source.label_words),
+        chat=chat_words(sources, chatting) if chatting else "It has no chat template.",
+        first=min(ids),
+        last=max(ids),
+        end=max(ids) + 1,
+    )
+
+
+def chat_words(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt]) -> str:
+    named = ', `extra_body={"chat_template_kwargs": {"prompt": "' + prompts[-1].name + '"}}`'
+    readings = []
+    for prompt in prompts:
+        which = f"`{prompt.name}`" if prompt.name else "It"
+        template = sources[prompt.name].template
+        how = (
+            "reads one user message, put into the template of its training" if template else "reads any chat"
+        )
+        readings.append(f"{which} {how}.")
+    return CHAT.format(kwargs=named if len(prompts) > 1 else "", readings=" ".join(readings))
+
+
+def shown_tokens(prompt: BakedPrompt) -> str:
+    return f"`{prompt.tokens[0]}` to `{prompt.tokens[-1]}`"
+
+
+def prefix_card(source: Source) -> str:
+    return PREFIX.format(**facts(source))
+
+
+def vllm_card(source: Source) -> str:
+    return VLLM.format(**facts(source) | {"text": shlex.quote(TEXT)})
+
+
+def facts(source: Source) -> dict[str, Any]:
+    return {
+        "base_model": source.lm.name,
+        "count": source.prompted_lm.num_virtual_tokens,
+        "metrics": metrics_table(source.metrics),
+        "dtype": source.lm.loaded_dtype,
+        "text": repr(example(source)),
+        "new_tokens": answer_length(source.label_words),
+    }
+
+
+def example(source: Source) -> str:
+    return example_text(source.template)
+
+
+def answer_length(label_words: LabelWords | None) -> int:
+    return max(map(len, label_words.token_ids)) if label_words else 30
 
 
 def settings(cfg: DictConfig) -> Iterator[tuple[str, Any]]:

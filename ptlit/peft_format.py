@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ptlit.lm import LMShape
 from ptlit.mistake import UserMistake
-from ptlit.prompt import EmbeddingPrompt, KeyValuePrompt, SoftPrompt
+from ptlit.prompt import EmbeddingPrompt, KeyValuePrompt, PrefixTuning, PromptTuning, SoftPrompt
 from ptlit.prompt.base import peft_rows
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -178,6 +178,15 @@ def read_adapter(folder: Path, prompt: SoftPrompt) -> str:
     left = " The encoder behind it was not saved." if adapter.peft_type == "P_TUNING" else ""
     left = f" Its own tensors ({adapter.method}) are left behind." if adapter.method else left
     return f"The prompt starts from the output of {trained}.{left}"
+
+
+def prompt_in(folder: Path, shape: LMShape) -> SoftPrompt:
+    """What the folder gives an LM, whoever trained it by whatever method."""
+    config = read_config(folder)
+    kind = PrefixTuning if config["peft_type"] in DEEP_TYPES else PromptTuning
+    prompt = kind(shape, num_virtual_tokens=len(open_adapter(folder).embeddings))
+    read_adapter(folder, prompt)
+    return prompt
 
 
 def check_tensors(title: str, prompt: SoftPrompt, found: Mapping[str, Tensor]) -> None:

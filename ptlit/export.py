@@ -1,0 +1,187 @@
+"""A trained prompt in a form that others use: python -m ptlit.export run=<run folder> output=<new folder>"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from ptlit import vllm_client
+from ptlit.bake import Ingredient, bake, virtual_embeddings
+from ptlit.cards import Source, adapter_card, checkpoint_card, prefix_card, vllm_card
+from ptlit.data.example import leading_tokens
+from ptlit.lm import load_lm
+from ptlit.mistake import UserMistake
+from ptlit.peft_format import CONFIG, prompt_in, read_config, write_adapter
+from ptlit.prefix_file import write_prefix
+from ptlit.prompt import SoftPrompt
+from ptlit.prompted_lm import PromptedLM
+from ptlit.run import open_run
+from ptlit.run_folder import RunFolder
+
+Format = Literal["checkpoint", "kv", "peft", "vllm"]
+Sources = Mapping[str, Source]
+
+
+def export(
+    run: str | list[str] | dict[str, str],
+    output: str,
+    format: Format = "checkpoint",
+    checkpoint: Literal["best", "last"] = "best",
+    lm: str | None = None,
+    trust_code: bool = False,
+) -> Path:
+    """The folder, whole or not at all. `run` may be an adapter folder too, ours or PEFT's."""
+    transformers.logging.disable_progress_bar()
+    paths = named_paths(run)
+    if format != "checkpoint" and len(paths) > 1:
+        raise UserMistake(f"format={format} takes one run; several go into one format=checkpoint.")
+    write: Callable[[Sources, Path], str] = {
+        "checkpoint": write_checkpoint,
+        "kv": write_kv,
+        "peft": write_peft,
+        "vllm": write_vllm,
+    }[format]
+    with new_folder(Path(output).expanduser()) as part:
+        sources = {name: opened(path, checkpoint, lm, trust_code) for name, path in paths.items()}
+        check_one_lm(paths, sources)
+        said = write(sources, part)
+    print(f"{said}\n{format} {output}", flush=True)
+    return Path(output)
+
+
+def named_paths(run: str | list[str] | dict[str, str]) -> dict[str, Path]:
+    """A single prompt needs no name; several are called by their folders, unless names are given."""
+    if isinstance(run, dict):
+        named = {name: Path(path).expanduser() for name, path in run.items()}
+        if wrong := [name for name in named if not re.fullmatch(r"[A-Za-z0-9_.-]+", name)]:
+            raise UserMistake(
+                f"run: {wrong[0]!r} is no name for a prompt: use letters, digits, _, - and dots."
+            )
+        return named
+    paths = [Path(path).expanduser() for path in ([run] if isinstance(run, str) else run)]
+    if not paths:
+        raise UserMistake("run=[] names no run folder.")
+    if len(paths) == 1:
+        return {"": paths[0]}
+    names = [re.sub(r"[^A-Za-z0-9_.-]", "-", path.absolute().name) for path in paths]
+    if len(set(names)) < len(names):
+        raise UserMistake(
+            f"run: two folders are called {max(names, key=names.count)}: give run={{name: folder, ...}}."
+        )
+    return dict(zip(names, paths, strict=True))
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `output` when all is done: nothing half-written is left."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserMistake(f"output={output} is there already: name a new folder, or an empty one.")
+    part = output.absolute().with_name(f".{output.absolute().name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise UserMistake(f"output={output} cannot be made: {error.strerror}.") from error
+    try:
+        yield part
+        if output.exists():
+            output.rmdir()
+        part.rename(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def opened(path: Path, checkpoint: Literal["best", "last"], lm: str | None, trust_code: bool) -> Source:
+    if not RunFolder(path).config.is_file() and (path / CONFIG).is_file():
+        return opened_adapter(path, lm)
+    run = open_run(path, checkpoint, lm, trust_code)
+    metrics = json.loads(run.folder.metrics.read_text()) if run.folder.metrics.is_file() else {}
+    return Source(run.lm, run.prompted_lm, run.template, run.label_words, metrics, run.cfg)
+
+
+def opened_adapter(folder: Path, lm: str | None) -> Source:
+    """A prompt without its run, perhaps one that PEFT trained."""
+    base_model = lm or read_config(folder)["base_model"]
+    if not base_model:
+        raise UserMistake(f"{folder / CONFIG} names no base model: give lm=...")
+    frozen = load_lm(base_model)
+    return Source(frozen, PromptedLM(frozen, prompt_in(folder, frozen.shape)).to(frozen.device).eval())
+
+
+def check_one_lm(paths: Mapping[str, Path], sources: Sources) -> None:
+    (first, source), *others = sources.items()
+    for name, other in others:
+        if other.lm is not source.lm:
+            raise UserMistake(
+                f"{paths[name]} was trained on {other.lm.name} ({other.lm.dtype}) and {paths[first]} on "
+                f"{source.lm.name} ({source.lm.dtype}): one checkpoint holds one LM."
+            )
+
+
+def prompt_of(source: Source) -> SoftPrompt:
+    assert source.prompted_lm.prompt is not None
+    return source.prompted_lm.prompt
+
+
+def write_checkpoint(sources: Sources, folder: Path) -> str:
+    ingredients = {name: Ingredient(prompt_of(source), source.template) for name, source in sources.items()}
+    baked = bake(next(iter(sources.values())).lm, ingredients, folder)
+    write_card(folder, checkpoint_card(sources, baked.prompts))
+    if baked.difference == 0:
+        return "Baked: logits equal to the last bit."
+    return f"Baked: logits differ by {baked.difference:.1e} of the largest, what this LM's numbers can hold."
+
+
+def write_kv(sources: Sources, folder: Path) -> str:
+    (source,) = sources.values()
+    with torch.no_grad():
+        prefix = source.prompted_lm.prefix()
+    if prefix is None:
+        raise UserMistake("This LM does not keep keys and values in every layer: use format=checkpoint.")
+    write_prefix(folder, prefix, source.lm)
+    write_card(folder, prefix_card(source))
+    return f"Keys and values of {prefix.length} virtual tokens in {len(prefix.keys)} layers."
+
+
+def write_peft(sources: Sources, folder: Path) -> str:
+    (source,) = sources.values()
+    prompt, lm = prompt_of(source), source.lm
+    write_adapter(folder, prompt, lm.shape, lm.name, lm.revision)
+    if source.cfg is not None:
+        card = adapter_card(lm, prompt, source.template, source.label_words, source.cfg, source.metrics)
+        write_card(folder, card)
+    return f"{prompt.peft_type} for {lm.name}."
+
+
+def write_vllm(sources: Sources, folder: Path) -> str:
+    (source,) = sources.values()
+    embeddings = virtual_embeddings("", prompt_of(source), source.lm).cpu().contiguous()
+    template = source.template
+    if template is not None and set(template.fields) != {"text"}:
+        raise UserMistake(
+            f"The template {template.template!r} needs more than a text: use format=checkpoint."
+        )
+    pieces = template.pieces if template is not None else []
+    place = next((index for index, (_, field) in enumerate(pieces) if field == "text"), -1)
+    said = {
+        "base_model": source.lm.name,
+        "leading": leading_tokens(source.lm.tokenizer),
+        "before": "".join(literal for literal, _ in pieces[: place + 1]),
+        "after": "".join(literal for literal, _ in pieces[place + 1 :]),
+    }
+    save_file({"prompt_embeddings": embeddings}, folder / "prompt.safetensors", metadata={"format": "pt"})
+    (folder / "client.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    shutil.copy(vllm_client.__file__, folder / "client.py")
+    write_card(folder, vllm_card(source))
+    return f"Embeddings of {len(embeddings)} virtual tokens, and a client."
+
+
+def write_card(folder: Path, card: str) -> None:
+    (folder / "README.md").write_text(card, encoding="utf-8")
