@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -115,8 +116,8 @@ before every chat."""
 
 SEVERAL = """\
 The tokenizer writes nothing by itself: begin a text with the prefix of the prompt that it is for, as
-`ptlit_prompts.json` has it, BOS included. Without one the LM reads as it was, and needs its own BOS ({bos}). A
-chat names its prompt; unless it does, it is read by `{first}`."""
+`ptlit_prompts.json` has it, BOS included. Without one the LM reads as it was, and needs its own BOS ({bos}).
+A chat names its prompt; unless it does, it is read by `{first}`."""
 
 CHAT = """\
 Chats too: `client.chat.completions.create(...)`{kwargs}. {readings}"""
@@ -128,8 +129,8 @@ base_model: {base_model}
 
 # A prefix for {base_model}
 
-`prefix.safetensors` holds the keys and values of {count} virtual tokens for every layer: `keys.0`, `values.0`,
-and so on, each of the axes (1, key/value heads, tokens, size of a head). Written by
+`prefix.safetensors` holds the keys and values of {count} virtual tokens for every layer: `keys.0`,
+`values.0` and so on, each of the axes (1, key/value heads, tokens, size of a head). Written by
 [ptlit](https://pypi.org/project/ptlit).
 
 {metrics}## Use
@@ -209,7 +210,7 @@ def adapter_card(
         count=prompt.num_virtual_tokens,
         base_model=lm.name,
         dtype=lm.loaded_dtype,
-        data=f"{cfg.data.get('path')}{named}",
+        data=f"{unplaced(cfg.data.get('path'))}{named}",
         metrics=metrics_table(metrics),
         text=repr(example_text(template)),
         new_tokens=answer_length(label_words),
@@ -304,7 +305,12 @@ def flat(place: str, value: Any) -> Iterator[tuple[str, Any]]:
         for key, each in value.items():
             yield from flat(f"{place}.{key}", each)
     elif value is not None:
-        yield place, value
+        yield place, unplaced(value)
+
+
+def unplaced(value: Any) -> Any:
+    """Where data lay on the machine of the training is nobody's business."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def metrics_table(metrics: Mapping[str, float]) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import transformers
 from safetensors.torch import save_file
 
 from ptlit import vllm_client
 from ptlit.bake import Ingredient, bake, virtual_embeddings
+from ptlit.build import call
 from ptlit.cards import Source, adapter_card, checkpoint_card, prefix_card, vllm_card
+from ptlit.command import command
 from ptlit.data.example import leading_tokens
 from ptlit.lm import load_lm
 from ptlit.mistake import UserMistake
@@ -22,6 +23,7 @@ from ptlit.peft_format import CONFIG, prompt_in, read_config, write_adapter
 from ptlit.prefix_file import write_prefix
 from ptlit.prompt import SoftPrompt
 from ptlit.prompted_lm import PromptedLM
+from ptlit.quiet import quiet
 from ptlit.run import open_run
 from ptlit.run_folder import RunFolder
 
@@ -38,7 +40,7 @@ def export(
     trust_code: bool = False,
 ) -> Path:
     """The folder, whole or not at all. `run` may be an adapter folder too, ours or PEFT's."""
-    transformers.logging.disable_progress_bar()
+    quiet()
     paths = named_paths(run)
     if format != "checkpoint" and len(paths) > 1:
         raise UserMistake(f"format={format} takes one run; several go into one format=checkpoint.")
@@ -52,7 +54,7 @@ def export(
         sources = {name: opened(path, checkpoint, lm, trust_code) for name, path in paths.items()}
         check_one_lm(paths, sources)
         said = write(sources, part)
-    print(f"{said}\n{format} {output}", flush=True)
+    print(f"{said}\n{format} {output}, see {Path(output, 'README.md')}", flush=True)
     return Path(output)
 
 
@@ -185,3 +187,9 @@ def write_vllm(sources: Sources, folder: Path) -> str:
 
 def write_card(folder: Path, card: str) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+main = command("export", call)
+
+if __name__ == "__main__":
+    main()

@@ -49,7 +49,8 @@ def paths_quoted(argv: Sequence[str]) -> list[str]:
 
 def path_quoted(word: str) -> str:
     key, _, value = word.partition("=")
-    if key not in (*PATHS, "text") or value in ("", "null") or value[0] in "'\"[":
+    as_hydra_has_it = "'\"[{" if key == "run" else "'\"["
+    if key not in (*PATHS, "text") or value in ("", "null") or value[0] in as_hydra_has_it:
         return word
     several = key == "run" and "," in value and not Path(value).exists()
     quoted = ["'" + each.replace("'", "\\'") + "'" for each in (value.split(",") if several else [value])]

@@ -115,7 +115,7 @@ def finish(training: Training, cfg: DictConfig, folder: RunFolder, metrics: dict
     folder.write_metrics(metrics)
     write_adapter(folder.adapter, prompt, training.lm.shape, training.lm.name, training.lm.revision)
     reading = (training.data.template, training.data.label_words)
-    card = adapter_card(training.lm, prompt, *reading, cfg, metrics)
+    card = adapter_card(training.lm, prompt, *reading, completed(cfg, training.data), metrics)
     (folder.adapter / "README.md").write_text(card, encoding="utf-8")
     title = str(HydraConfig.get().runtime.choices["experiment"])
     plot_curves(folder.curve_files(), folder.curves, metrics, title)

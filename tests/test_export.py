@@ -12,11 +12,11 @@ import pytest
 import torch
 from methods import make_prompt
 from peft import PeftModel
-from runs import train_at
+from runs import call, train_at
 from tiny import tiny_lm
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from ptlit.export import export
+from ptlit.export import export, main
 from ptlit.lm import load_lm
 from ptlit.mistake import UserMistake
 from ptlit.peft_format import write_adapter
@@ -24,6 +24,25 @@ from ptlit.prefix_file import load_cache, load_prefix
 from ptlit.run import Run, open_run
 
 TEXT = "Landed early, thank you!"
+
+
+def test_the_command(place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = f"run={{mood: {trained}, mood2: {trained}}}"
+    call(place, main, named, f"output={tmp_path}/named")
+    prompts = json.loads((tmp_path / "named" / "ptlit_prompts.json").read_text())
+    assert [prompt["name"] for prompt in prompts] == ["mood", "mood2"]
+    call(place, main, "run=run", f"output={tmp_path}/a=b, c", "format=kv")
+    assert (tmp_path / "a=b, c" / "prefix.safetensors").is_file()
+    for words, complaint in (
+        (["run=run"], "output has no value"),
+        (["run=run", "output=new", "format=vlm"], "did you mean vllm?"),
+        (["run=rn", "output=new"], "run=rn: there is no such folder."),
+        (["run=run", "output=lm"], "output=lm is there already"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            call(place, main, *words)
+        assert complaint in str(end.value)
+    assert not (place / "new").exists()
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +160,10 @@ def test_vllm(place: Path, trained: Path, tmp_path: Path) -> None:
         place,
         "templated",
         "experiment=ptuning_mlp",
-        "data.template='Tweet: {text}\\nMood: '",
+        "data.template='Tweet: {text} Mood: '",
         "trainer.max_steps=1",
     )
-    for name, folder, read in (("plain", trained, TEXT), ("templated", templated, f"Tweet: {TEXT}\nMood:")):
+    for name, folder, read in (("plain", trained, TEXT), ("templated", templated, f"Tweet: {TEXT} Mood:")):
         there = tmp_path / name
         export(str(folder), str(there), "vllm")
         spec = importlib.util.spec_from_file_location(f"client_{name}", there / "client.py")
