@@ -44,13 +44,18 @@ class Baked:
 
 
 @torch.no_grad()
-def bake(lm: FrozenLM, ingredients: Mapping[str, Ingredient], folder: Path) -> Baked:
-    """Write the checkpoint into `folder`; `lm` itself stays as it is. A single prompt may be called ""."""
+def bake(
+    lm: FrozenLM, ingredients: Mapping[str, Ingredient], folder: Path, for_llama_cpp: bool = False
+) -> Baked:
+    """Write the checkpoint into `folder`; `lm` itself stays as it is. A single prompt may be called "".
+
+    llama.cpp's converter wants to see the tokenizer that it knows: that one puts nothing new before a text.
+    """
     model = unquantised_copy(lm.model)
     embeddings = {name: virtual_embeddings(name, each.prompt, lm) for name, each in ingredients.items()}
     lengths = {name: len(each) for name, each in embeddings.items()}
     templates = {name: each.template for name, each in ingredients.items()}
-    prompts = bake_tokenizer(lm.tokenizer, lengths, templates, folder)
+    prompts = bake_tokenizer(lm.tokenizer, lengths, templates, folder, for_llama_cpp)
     add_rows(model, {prompt.ids: embeddings[prompt.name] for prompt in prompts}, len(lm.tokenizer))
     difference = max(logit_difference(lm, model, prompt, embeddings[prompt.name]) for prompt in prompts)
     allow_difference(difference, lm.dtype)

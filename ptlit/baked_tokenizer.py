@@ -40,6 +40,7 @@ def bake_tokenizer(
     lengths: Mapping[str, int],
     templates: Mapping[str, Template | None],
     folder: Path,
+    for_llama_cpp: bool = False,
 ) -> list[BakedPrompt]:
     """Save the new tokenizer, load it again, and hold it against what ptlit reads with the old one."""
     tokenizer = copy.deepcopy(original)
@@ -47,18 +48,21 @@ def bake_tokenizer(
     tokens = {name: virtual_words(name, length) for name, length in lengths.items()}
     ids = add_tokens(tokenizer, tokens)
     heads = {name: [*each, *bos] for name, each in tokens.items()}
-    alone = len(heads) == 1
-    put_before_texts(tokenizer, next(iter(heads.values())) if alone else [])
+    alone = len(heads) == 1 and not for_llama_cpp
+    if not for_llama_cpp:
+        put_before_texts(tokenizer, next(iter(heads.values())) if alone else [])
     prefixes = {name: "".join(head) + space(tokenizer, original, head) for name, head in heads.items()}
     bodies = chat_bodies(original, tokens, prefixes, templates)
     finished_templates = {key: chosen(each) for key, each in bodies.items() if each}
     only_default = list(finished_templates) == ["default"]
     tokenizer.chat_template = finished_templates["default"] if only_default else finished_templates or None
-    save(tokenizer, original, folder)
+    tokenizer.save_pretrained(folder)
+    if not for_llama_cpp:
+        forget_family(folder, original)
 
     finished = AutoTokenizer.from_pretrained(folder)
     for name in heads:
-        hold_to_texts(finished, original, "" if alone else prefixes[name], ids[name])
+        hold_to_texts(finished, original, None if alone else prefixes[name], ids[name])
         if name in bodies["default"]:
             hold_to_chats(finished, original, name, ids[name], templates[name])
     return [
@@ -198,9 +202,8 @@ def rendered(tokenizer: PreTrainedTokenizerBase, message: str, **named: Any) -> 
     return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **named))
 
 
-def save(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase, folder: Path) -> None:
-    """As a tokenizer of no family: a family's own class would write its own tokens before a text again."""
-    tokenizer.save_pretrained(folder)
+def forget_family(folder: Path, original: PreTrainedTokenizerBase) -> None:
+    """A family's own class would write its own tokens before a text again."""
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in ("add_bos_token", "add_eos_token"):
@@ -211,11 +214,17 @@ def save(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase, 
 
 
 def hold_to_texts(
-    finished: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase, prefix: str, ids: Sequence[int]
+    finished: PreTrainedTokenizerBase,
+    original: PreTrainedTokenizerBase,
+    prefix: str | None,
+    ids: Sequence[int],
 ) -> None:
+    """Without a `prefix` the tokenizer is to write it."""
     for sample in SAMPLES:
         wanted = [*ids, *encode(Example((Segment(sample),)), original, NO_LIMIT)["input_ids"]]
-        hold(finished(prefix + sample)["input_ids"], wanted, f"the text {sample!r}")
+        text = sample if prefix is None else prefix + sample
+        read = finished(text, add_special_tokens=prefix is None)["input_ids"]
+        hold(read, wanted, f"the text {sample!r}")
 
 
 def hold_to_chats(

@@ -106,8 +106,28 @@ print(answer.choices[0].text)
 Virtual tokens are read, never written: `generation_config.json` suppresses them (ids {first} to {last}). A
 server that ignores it, such as vLLM, is told so by each request:
 `logit_bias={{str(i): -100 for i in range({first}, {end})}}`.
+"""
 
-For llama.cpp, convert this folder as any other: `python convert_hf_to_gguf.py . --outfile baked.gguf`.
+LLAMA_CPP = """\
+---
+base_model: {base_model}
+---
+
+# {base_model} with soft prompts among its words, to be converted for llama.cpp
+
+Written by [ptlit](https://pypi.org/project/ptlit). Virtual tokens are words of the vocabulary. With llama.cpp's
+own converter:
+
+```sh
+python convert_hf_to_gguf.py . --outtype f16 --outfile ../prompted.gguf
+llama-server --model ../prompted.gguf --jinja{bos}
+```
+
+{prompts}
+
+The chat template puts the virtual tokens in place{kwargs}. A plain text has to begin with the prefix that
+`ptlit_prompts.json` has. That virtual tokens are never written is said by each request:
+`"logit_bias": [[id, false], ...]` for the ids {first} to {last}.
 """
 
 ALONE = """\
@@ -224,17 +244,11 @@ def checkpoint_card(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt
     alone = len(prompts) == 1
     ids = [i for prompt in prompts for i in prompt.ids]
     chatting = [prompt for prompt in prompts if prompt.in_chat]
-    bos = "".join(first.prefix.partition(first.tokens[-1])[2:]).strip()
+    bos = bos_of(first)
     return CHECKPOINT.format(
         base_model=source.lm.name,
         count="a soft prompt" if alone else f"{len(prompts)} soft prompts",
-        prompts=table(
-            ("prompt", "virtual tokens", "reads"),
-            [
-                (each.name or "(the only one)", shown_tokens(each), f"`{example(sources[each.name])}`")
-                for each in prompts
-            ],
-        ),
+        prompts=prompts_table(sources, prompts),
         metrics="".join(
             f"{'' if alone else f'{each.name}:{NEWLINE * 2}'}{metrics_table(sources[each.name].metrics)}"
             for each in prompts
@@ -247,6 +261,30 @@ def checkpoint_card(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt
         last=max(ids),
         end=max(ids) + 1,
     )
+
+
+def llama_cpp_card(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt]) -> str:
+    source = sources[prompts[0].name]
+    ids = [i for prompt in prompts for i in prompt.ids]
+    twice = bos_of(prompts[0]) != ""
+    several = ", for the prompt that `chat_template_kwargs` names" if len(prompts) > 1 else ""
+    return LLAMA_CPP.format(
+        base_model=source.lm.name,
+        bos=" --override-kv tokenizer.ggml.add_bos_token=bool:false" if twice else "",
+        prompts=prompts_table(sources, prompts),
+        kwargs=several,
+        first=min(ids),
+        last=max(ids),
+    )
+
+
+def prompts_table(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt]) -> str:
+    rows = [(each.name or "-", shown_tokens(each), f"`{example(sources[each.name])!r}`") for each in prompts]
+    return table(("prompt", "virtual tokens", "reads"), rows)
+
+
+def bos_of(prompt: BakedPrompt) -> str:
+    return prompt.prefix.removeprefix("".join(prompt.tokens)).strip()
 
 
 def chat_words(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt]) -> str:

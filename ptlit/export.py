@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from ptlit import vllm_client
-from ptlit.bake import Ingredient, bake, virtual_embeddings
+from ptlit.bake import Baked, Ingredient, bake, virtual_embeddings
 from ptlit.build import call
-from ptlit.cards import Source, adapter_card, checkpoint_card, prefix_card, vllm_card
+from ptlit.cards import Source, adapter_card, checkpoint_card, llama_cpp_card, prefix_card, vllm_card
 from ptlit.command import command
 from ptlit.data.example import leading_tokens
 from ptlit.lm import load_lm
@@ -27,7 +27,7 @@ from ptlit.quiet import quiet
 from ptlit.run import open_run
 from ptlit.run_folder import RunFolder
 
-Format = Literal["checkpoint", "kv", "peft", "vllm"]
+Format = Literal["checkpoint", "llama_cpp", "kv", "peft", "vllm"]
 Sources = Mapping[str, Source]
 
 
@@ -42,10 +42,11 @@ def export(
     """The folder, whole or not at all. `run` may be an adapter folder too, ours or PEFT's."""
     quiet()
     paths = named_paths(run)
-    if format != "checkpoint" and len(paths) > 1:
+    if format not in ("checkpoint", "llama_cpp") and len(paths) > 1:
         raise UserMistake(f"format={format} takes one run; several go into one format=checkpoint.")
     write: Callable[[Sources, Path], str] = {
         "checkpoint": write_checkpoint,
+        "llama_cpp": write_for_llama_cpp,
         "kv": write_kv,
         "peft": write_peft,
         "vllm": write_vllm,
@@ -133,9 +134,23 @@ def prompt_of(source: Source) -> SoftPrompt:
 
 
 def write_checkpoint(sources: Sources, folder: Path) -> str:
-    ingredients = {name: Ingredient(prompt_of(source), source.template) for name, source in sources.items()}
-    baked = bake(next(iter(sources.values())).lm, ingredients, folder)
+    baked = baked_into(folder, sources)
     write_card(folder, checkpoint_card(sources, baked.prompts))
+    return how_near(baked)
+
+
+def write_for_llama_cpp(sources: Sources, folder: Path) -> str:
+    baked = baked_into(folder, sources, for_llama_cpp=True)
+    write_card(folder, llama_cpp_card(sources, baked.prompts))
+    return how_near(baked)
+
+
+def baked_into(folder: Path, sources: Sources, for_llama_cpp: bool = False) -> Baked:
+    ingredients = {name: Ingredient(prompt_of(source), source.template) for name, source in sources.items()}
+    return bake(next(iter(sources.values())).lm, ingredients, folder, for_llama_cpp)
+
+
+def how_near(baked: Baked) -> str:
     if baked.difference == 0:
         return "Baked: logits equal to the last bit."
     return f"Baked: logits differ by {baked.difference:.1e} of the largest, what this LM's numbers can hold."

@@ -175,6 +175,16 @@ def test_several_prompts_in_one_checkpoint(tmp_path: Path) -> None:
         tokenizer.apply_chat_template(message * 2, prompt="mood-2", topic="air")
 
 
+def test_llama_cpp_is_given_the_tokenizer_that_it_knows(tmp_path: Path) -> None:
+    lm = lm_of("llama")
+    (said,) = bake(lm, {"": Ingredient(prompt_for(lm))}, tmp_path, for_llama_cpp=True).prompts
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer(TEXT)["input_ids"] == lm.tokenizer(TEXT)["input_ids"]
+    ids = tokenizer(said.prefix + TEXT, add_special_tokens=False)["input_ids"]
+    assert ids == [*said.ids, *lm.tokenizer(TEXT)["input_ids"]]
+    assert not said.in_every_text and said.in_chat
+
+
 def test_a_padded_vocabulary_has_room(tmp_path: Path) -> None:
     lm = lm_of("qwen3", vocabulary=264)  # of which the tokenizer uses 259; six more are one row too many
     prompt = prompt_for(lm, num_virtual_tokens=5)

@@ -102,6 +102,15 @@ def test_several_runs_in_one_checkpoint(place: Path, trained: Path, tmp_path: Pa
         assert written == greedy(open_run(folder), TEXT, 8)
 
 
+def test_llama_cpp(trained: Path, tmp_path: Path) -> None:
+    """Its converter is not at hand; it was tried on the bundled LM, whose logits were then the same."""
+    export(str(trained), str(tmp_path / "new"), "llama_cpp")
+    card = (tmp_path / "new" / "README.md").read_text()
+    assert "convert_hf_to_gguf.py" in card and "add_bos_token" not in card  # this LM has no BOS before a text
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "new")
+    assert model.config.vocab_size == 259 + 6
+
+
 def test_prefix_file(deep: Path, tmp_path: Path) -> None:
     export(str(deep), str(tmp_path / "kv"), "kv")
     run = open_run(deep)
