@@ -115,8 +115,8 @@ base_model: {base_model}
 
 # {base_model} with soft prompts among its words, to be converted for llama.cpp
 
-Written by [ptlit](https://pypi.org/project/ptlit). Virtual tokens are words of the vocabulary. With llama.cpp's
-own converter:
+Written by [ptlit](https://pypi.org/project/ptlit). Virtual tokens are words of its vocabulary. With the
+converter of llama.cpp:
 
 ```sh
 python convert_hf_to_gguf.py . --outtype f16 --outfile ../prompted.gguf
