@@ -85,16 +85,16 @@ def virtual_embeddings(name: str, prompt: SoftPrompt, lm: FrozenLM) -> Tensor:
 
 def unquantised_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A model that shares all weights but those of the vocabulary, which are its own."""
-    if model.get_output_embeddings() is None:
-        raise UserMistake("This LM has no output layer over its vocabulary: use format=kv.")
+    quantised = model.config.to_dict().get("quantization_config") or {}
+    is_gguf = quantised.get("quant_method") == "gguf"
+    if quantised and not is_gguf:
+        raise UserMistake(
+            "This LM is quantised, and an ordinary checkpoint is not: use format=kv, or format=peft."
+        )
     own = {id(each) for part in vocabulary_parts(model) for each in part.parameters()}
     shared = [each for each in [*model.parameters(), *model.buffers()] if id(each) not in own]
     copied = copy.deepcopy(model, {id(each): each for each in shared})
-    quantised = getattr(copied.config, "quantization_config", None)
-    if quantised is not None:
-        method = quantised["quant_method"] if isinstance(quantised, dict) else quantised.quant_method
-        if str(getattr(method, "value", method)) != "gguf":
-            raise UserMistake(f"This LM is quantised ({method}): bake into the LM it was made from.")
+    if is_gguf:
         forget_gguf(copied)
     return copied
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ptlit.data.example import Example, Segment, encode, leading_tokens, token_ids
 from ptlit.data.templates import Template
@@ -43,6 +43,10 @@ def bake_tokenizer(
     for_llama_cpp: bool = False,
 ) -> list[BakedPrompt]:
     """Save the new tokenizer, load it again, and hold it against what ptlit reads with the old one."""
+    if not isinstance(original, PreTrainedTokenizerFast):
+        raise UserMistake(
+            "Baking needs a fast tokenizer (tokenizer.json), which this LM lacks: use format=kv."
+        )
     tokenizer = copy.deepcopy(original)
     bos = [str(token) for token in original.convert_ids_to_tokens(leading_tokens(original))]
     tokens = {name: virtual_words(name, length) for name, length in lengths.items()}
@@ -104,7 +108,7 @@ def add_tokens(
     return ids
 
 
-def put_before_texts(tokenizer: PreTrainedTokenizerBase, head: Sequence[str]) -> None:
+def put_before_texts(tokenizer: PreTrainedTokenizerFast, head: Sequence[str]) -> None:
     """In place of what the tokenizer itself put around a text: ptlit reads no more than what leads it."""
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=[*head, "$A"],

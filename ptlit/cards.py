@@ -87,7 +87,8 @@ words of its vocabulary; they belong at the very front of what it reads, before 
 from transformers import pipeline
 
 write = pipeline("text-generation", model=".")  # in this folder
-print(write({text}, max_new_tokens={new_tokens}, do_sample=False)[0]["generated_text"])
+answer = write({text}, max_new_tokens={new_tokens}, do_sample=False, return_full_text=False)
+print(answer[0]["generated_text"])
 ```
 
 Served by `transformers serve .` (`pip install "transformers[serving]"`) and asked by any OpenAI client:

@@ -9,7 +9,7 @@ import torch
 from methods import make_prompt
 from tiny import byte_tokenizer, padded_rows, tiny_lm
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, pipeline
 
 from ptlit.bake import Ingredient, bake
 from ptlit.data.example import encode
@@ -262,6 +262,17 @@ def test_baking_again_needs_a_name(tmp_path: Path) -> None:
         bake(again, {"": Ingredient(prompt_for(lm))}, tmp_path / "two")
     second = prompt_for(again, seed=5)
     assert bake(again, {"b": Ingredient(second)}, tmp_path / "three").difference == 0.0
+
+
+def test_an_lm_or_tokenizer_that_cannot_be_saved_so_is_refused(tmp_path: Path) -> None:
+    lm = lm_of("llama")
+    lm.model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    with pytest.raises(UserMistake, match="This LM is quantised"):
+        bake(lm, {"": Ingredient(prompt_for(lm))}, tmp_path)
+    lm = lm_of("llama")
+    lm.tokenizer = ByT5Tokenizer()
+    with pytest.raises(UserMistake, match="needs a fast tokenizer"):
+        bake(lm, {"": Ingredient(prompt_for(lm))}, tmp_path)
 
 
 def test_an_lm_that_does_more_with_ids_than_look_them_up_is_refused(tmp_path: Path) -> None:

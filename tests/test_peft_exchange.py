@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from peft import PeftModel, get_peft_model
 from runs import train_at
 from safetensors.torch import load_file, save_file
 from test_config import complaints
+from test_export import said_by_readme
 from tiny import padded_rows, tiny_lm
 from torch import Tensor
 
@@ -259,11 +258,7 @@ def test_the_model_card_shows_how_it_is_used(trained: Path) -> None:
         "| optim.lr | `0.05` |",
     ):
         assert said in card
-    (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=trained / "adapter", capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    said = said_by_readme(trained / "adapter")
     run = open_run(trained)
     row = run.lm.tokenizer("Landed early, thank you!", return_tensors="pt")
     length = max(map(len, run.label_words.token_ids))
@@ -271,4 +266,4 @@ def test_the_model_card_shows_how_it_is_used(trained: Path) -> None:
         row["input_ids"], row["attention_mask"], max_new_tokens=length, do_sample=False
     )
     new = ours[0, row["input_ids"].shape[1] :]
-    assert done.stdout == run.lm.tokenizer.decode(new, skip_special_tokens=True) + "\n"
+    assert said == run.lm.tokenizer.decode(new, skip_special_tokens=True)
