@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -140,7 +141,7 @@ def chat_bodies(
     templates: Mapping[str, Template | None],
 ) -> dict[str, dict[str, str]]:
     """For each chat template of the LM, by its name: what it is with each prompt that can chat."""
-    own = original.chat_template or {}
+    own = (original.chat_template or {}) if can_chat(original) else {}
     own = {"default": own} if isinstance(own, str) else dict(own)
     bodies: dict[str, dict[str, str]] = {key: {} for key in ("default", *own)}
     for key, each in bodies.items():
@@ -148,10 +149,18 @@ def chat_bodies(
             if template is not None:
                 if all(field.isidentifier() for field in template.fields):
                     each[name] = template_body(template, prefixes[name])
-            elif "default" in own and key in own:
+            elif key in own:
                 head = "".join(tokens[name]) if begins_with_bos(original) else prefixes[name]
                 each[name] = f"{written(head)}{own[key]}"
     return bodies
+
+
+def can_chat(original: PreTrainedTokenizerBase) -> bool:
+    """Whether it has a template that takes a user's message, and needs nothing more."""
+    try:
+        return bool(rendered(original, SAMPLES[0]))
+    except (TemplateError, ValueError):
+        return False
 
 
 def begins_with_bos(original: PreTrainedTokenizerBase) -> bool:

@@ -39,7 +39,7 @@ tags:
 
 # {method} for {base_model}
 
-A soft prompt of {count} virtual tokens, trained by [ptlit](https://pypi.org/project/ptlit) on {data}. The LM
+A soft prompt of {count} virtual tokens, trained by ptlit on {data}. The LM
 itself is unchanged.
 
 {metrics}## Use
@@ -74,7 +74,7 @@ pipeline_tag: text-generation
 
 # {base_model} with soft prompts among its words
 
-An ordinary checkpoint, written by [ptlit](https://pypi.org/project/ptlit). The virtual tokens of {count} are
+An ordinary checkpoint, written by ptlit. The virtual tokens of {count} are
 words of its vocabulary; they belong at the very front of what it reads, before BOS.
 
 {prompts}
@@ -116,7 +116,7 @@ base_model: {base_model}
 
 # {base_model} with soft prompts among its words, to be converted for llama.cpp
 
-Written by [ptlit](https://pypi.org/project/ptlit). Virtual tokens are words of its vocabulary. With the
+Written by ptlit. Virtual tokens are words of its vocabulary. With the
 converter of llama.cpp:
 
 ```sh
@@ -152,7 +152,7 @@ base_model: {base_model}
 
 `prefix.safetensors` holds the keys and values of {count} virtual tokens for every layer: `keys.0`,
 `values.0` and so on, each of the axes (1, key/value heads, tokens, size of a head). Written by
-[ptlit](https://pypi.org/project/ptlit).
+ptlit.
 
 {metrics}## Use
 
@@ -189,7 +189,7 @@ base_model: {base_model}
 # A soft prompt for {base_model}, by way of vLLM's prompt embeddings
 
 `prompt.safetensors` holds the embeddings of {count} virtual tokens. Written by
-[ptlit](https://pypi.org/project/ptlit).
+ptlit.
 
 The recommended way to serve a prompt is `python -m ptlit.export format=checkpoint`: that checkpoint needs no
 client of its own, and no option of the server. This folder is for a server that is to keep the LM as it is:

@@ -134,6 +134,15 @@ def test_a_chat_template_without_bos_is_given_the_one_that_ptlit_adds(tmp_path: 
     assert ids == [*prompt.ids, 1, *lm.tokenizer("a", add_special_tokens=False)["input_ids"]]
 
 
+@pytest.mark.parametrize("chat", [None, "{{ raise_exception('a system message comes first') }}"])
+def test_without_a_chat_template_that_works_there_is_none(chat: str | None, tmp_path: Path) -> None:
+    lm = lm_of("llama", chat=chat)
+    (prompt,) = bake(lm, {"": Ingredient(prompt_for(lm))}, tmp_path).prompts
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.chat_template is None and not prompt.in_chat
+    assert tokenizer("a")["input_ids"] == [*prompt.ids, *lm.tokenizer("a")["input_ids"]]
+
+
 def test_several_prompts_in_one_checkpoint(tmp_path: Path) -> None:
     lm = lm_of("llama")
     labels = Template("{topic} - Tweet: {text}\nSentiment: ")
