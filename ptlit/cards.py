@@ -91,7 +91,7 @@ answer = write({text}, max_new_tokens={new_tokens}, do_sample=False, return_full
 print(answer[0]["generated_text"])
 ```
 
-Served by `transformers serve .` (`pip install "transformers[serving]"`) and asked by any OpenAI client:
+Served by `transformers serve "$PWD"` (`pip install "transformers[serving]"`), asked by any OpenAI client:
 
 ```python
 import os
@@ -365,7 +365,11 @@ def metrics_table(metrics: Mapping[str, float]) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "\\n")
 
 
 def example_text(template: Template | None) -> str:

@@ -23,6 +23,7 @@ from ptlit.config import check
 from ptlit.curves import plot_curves
 from ptlit.data import ClassificationData
 from ptlit.fingerprint import fingerprint
+from ptlit.interrupt import interrupted_between_steps
 from ptlit.peft_format import write_adapter
 from ptlit.quiet import quiet
 from ptlit.run import check_base_model, completed
@@ -67,8 +68,11 @@ def resume_point(cfg: DictConfig) -> str | None:
 def fit(training: Training, folder: RunFolder, resume: str | None) -> dict[str, float]:
     began = time.perf_counter()
     try:
-        training.trainer.fit(training.module, datamodule=training.data, ckpt_path=resume, weights_only=True)
-    except SystemExit:  # how Lightning ends on Ctrl-C
+        with interrupted_between_steps():
+            training.trainer.fit(
+                training.module, datamodule=training.data, ckpt_path=resume, weights_only=True
+            )
+    except (SystemExit, KeyboardInterrupt):
         if not folder.has_checkpoint():
             raise
         resume_word = (
@@ -116,8 +120,9 @@ def finish(training: Training, cfg: DictConfig, folder: RunFolder, metrics: dict
     folder.write_metrics(metrics)
     write_adapter(folder.adapter, prompt, training.lm.shape, training.lm.name, training.lm.revision)
     data = training.data
-    reading = (data.template, data.label_words) if isinstance(data, ClassificationData) else (None, None)
-    card = adapter_card(training.lm, prompt, *reading, completed(cfg, data), metrics)
+    template = data.template if isinstance(data, ClassificationData) else None
+    words = data.label_words if isinstance(data, ClassificationData) else None
+    card = adapter_card(training.lm, prompt, template, words, completed(cfg, data), metrics)
     (folder.adapter / "README.md").write_text(card, encoding="utf-8")
     title = str(HydraConfig.get().runtime.choices["experiment"])
     plot_curves(folder.curve_files(), folder.curves, metrics, title)
