@@ -1,6 +1,7 @@
 """Ctrl-C while a run is trained: the step under way is finished first, as it is for SIGTERM."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,6 +14,9 @@ def interrupted_between_steps() -> Iterator[None]:
     """A KeyboardInterrupt may break in anywhere, into a lock of a writer's thread too. So the first Ctrl-C
     asks Lightning to stop, which it does between steps with a checkpoint; a second one is obeyed at once.
     """
+    if threading.current_thread() is not threading.main_thread():  # signals come to no other
+        yield
+        return
     asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:

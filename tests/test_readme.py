@@ -15,8 +15,6 @@ import ptlit.prompt
 from ptlit import overrides
 from ptlit.lm import LMShape
 from ptlit.overrides import preflight
-from ptlit.peft_format import write_adapter
-from ptlit.prompt import PromptTuning
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -74,18 +72,6 @@ def test_own_method_keeps_the_contract() -> None:
     torch.testing.assert_close(prompt(), target)
     prompt().square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in prompt.parameters())
-
-
-def test_adapter_snippet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    lm = tiny_lm("llama")
-    lm.model.save_pretrained("lm")
-    lm.tokenizer.save_pretrained("lm")
-    write_adapter(Path("runs/first/adapter"), PromptTuning(lm.shape, 6), lm.shape, str(tmp_path / "lm"))
-    exec(block("python", "AutoPeftModelForCausalLM"), {})
-    assert "Sentiment:" in capsys.readouterr().out
 
 
 def test_table_of_methods() -> None:
