@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from ptlit.bundled_lm import smollm2_folder
 from ptlit.hub import hub_is_reachable
 from ptlit.mistake import UserMistake
-from ptlit.packing import can_pack
+from ptlit.packing import attention_is_replaceable, can_pack
 from ptlit.quantization import Quantization, quantization_config
 
 BUNDLED = {"bundled/SmolLM2-135M-Instruct": smollm2_folder}
@@ -65,7 +65,7 @@ class FrozenLM(nn.Module):
             if parameter.is_floating_point():  # packed integer weights of quantised LMs cannot take the call
                 parameter.requires_grad_(False)
         self.shape = measure_shape(model)
-        self.packs = self.shape.all_layers_attend and can_pack(model)
+        self.may_pack = self.shape.all_layers_attend and can_pack(model)
         self._register_state_dict_hook(_drop_keys)
         self._register_load_state_dict_pre_hook(_remember_place, with_module=True)
         self.register_load_state_dict_post_hook(_do_not_miss_keys)
@@ -86,6 +86,11 @@ class FrozenLM(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are read without padding; the attention may have been changed since loading."""
+        return self.may_pack and attention_is_replaceable(self.model)
 
     def embed(self, ids: Tensor) -> Tensor:
         """The embeddings of `ids` as the LM's own first step makes them."""

@@ -156,11 +156,15 @@ AttentionInterface.register(PACKED, _attend)
 AttentionMaskInterface.register(PACKED, _mask)
 
 
+def attention_is_replaceable(model: PreTrainedModel) -> bool:
+    """Not where a family has its own, as all have that are asked for `eager`."""
+    return model.config.get_text_config()._attn_implementation in ALL_ATTENTION_FUNCTIONS
+
+
 @torch.no_grad()
 def can_pack(model: PreTrainedModel) -> bool:
     """Try it and look: two rows behind two shared tokens, packed, must be what each row is by itself."""
-    computes = model.config.get_text_config()._attn_implementation
-    if model.device.type == "meta" or computes not in ALL_ATTENTION_FUNCTIONS:
+    if model.device.type == "meta" or not attention_is_replaceable(model):
         return False
     ids = torch.arange(3, 11, device=model.device) % model.config.get_text_config().vocab_size
     shared, rows = ids[:2], [ids[2:3], ids[3:8]]

@@ -33,7 +33,7 @@ def lms() -> dict[str, FrozenLM]:
 def lm(lms: dict[str, FrozenLM], architecture: str, monkeypatch: pytest.MonkeyPatch) -> FrozenLM:
     """Of the fixture above, its switches back in place afterwards."""
     lm = lms[architecture]
-    monkeypatch.setattr(lm, "packs", lm.packs)
+    monkeypatch.setattr(lm, "may_pack", lm.may_pack)
     monkeypatch.setattr(lm, "gradient_checkpointing", False)
     return lm
 
@@ -57,16 +57,17 @@ def test_which_families_pack(lms: dict[str, FrozenLM]) -> None:
 
 
 def test_an_attention_that_cannot_be_replaced_is_not() -> None:
-    model = tiny_lm("llama").model
-    model.set_attn_implementation("eager")
-    assert not FrozenLM(model).packs
+    lm = tiny_lm("llama")
+    assert lm.packs
+    lm.model.set_attn_implementation("eager")
+    assert not lm.packs and not FrozenLM(lm.model).packs
 
 
 @every_packing_pair
 def test_packed_rows_equal_padded_rows(lm: FrozenLM, method: str) -> None:
     prompted_lm = prompted(lm, method)
     packed, packed_gradients = logits_and_gradients(prompted_lm)
-    lm.packs = False
+    lm.may_pack = False
     padded, padded_gradients = logits_and_gradients(prompted_lm)
     torch.testing.assert_close(packed, padded, rtol=1e-9, atol=1e-9 * float(padded.abs().max()))
     for one, other in zip(packed_gradients, padded_gradients, strict=True):
@@ -108,7 +109,7 @@ def test_positions_start_anew_in_every_row() -> None:
     ("architecture", "packs"), [(lm, False) for lm in ARCHITECTURES] + [(lm, True) for lm in PACKING]
 )
 def test_checkpointing_changes_no_gradient_and_saves_memory(lm: FrozenLM, method: str, packs: bool) -> None:
-    lm.packs = packs
+    lm.may_pack = packs
     prompted_lm = prompted(lm, method)
     kept = {}
     found = {}
