@@ -47,7 +47,7 @@ def test_the_command(place: Path, trained: Path, tmp_path: Path, capsys: pytest.
 
 @pytest.fixture(scope="module")
 def deep(place: Path) -> Path:
-    return train_at(place, "deep", "experiment=prefix_tuning", "data.template='Tweet: {text} is '")
+    return train_at(place, "deep_template", "experiment=prefix_tuning", "data.template='Tweet: {text} is '")
 
 
 def greedy(run: Run, text: str, new_tokens: int) -> str:
