@@ -1,11 +1,13 @@
-"""Tiny LMs are fastest on one thread, and two test processes then do not get in each other's way."""
+"""Tiny LMs are fastest on one thread, and the processes of the tests then do not get in each other's way."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from runs import make_place, train_at
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start
 torch.set_num_threads(1)
 
 

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import tiny_lm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1"}  # no hub is asked, nor waited for
+OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # no hub is asked, nor waited for
 TWEETS = [(f"flight {i * 7919 % 1000} was late!!!", "bad") for i in range(60)]
 TWEETS += [(f"flight {i * 7919 % 1000} was lovely :)", "good") for i in range(60)]
 
