@@ -102,7 +102,7 @@ def test_several_runs_end_in_one_table(
         (["run=nowhere"], "run=nowhere: there is no such folder"),
         (["run=no*"], r"run=no\* matches no run folder"),
         (["run=lm"], "run=lm is no run folder"),
-        (["run=."], "of a sweep perhaps: choose one, such as deep"),
+        (["run=."], "of a sweep perhaps: choose one, such as "),
         (["run=run", "split=tset"], "split=tset must be one of test, val, train.*did you mean test"),
         (["run=run", "split=val", "input=tweets.csv"], "two things to judge"),
         (["run=run", "input=gone.csv"], "input=gone.csv: there is no such file"),
