@@ -12,25 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from runs import make_place
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import tiny_lm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # no hub is asked, nor waited for
-TWEETS = [(f"flight {i * 7919 % 1000} was late!!!", "bad") for i in range(60)]
-TWEETS += [(f"flight {i * 7919 % 1000} was lovely :)", "good") for i in range(60)]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny LM and a small file of tweets."""
-    folder = tmp_path_factory.mktemp("place")
-    lm = tiny_lm("llama", spread=0.2)
-    lm.model.save_pretrained(folder / "lm")
-    lm.tokenizer.save_pretrained(folder / "lm")
-    with (folder / "tweets.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *TWEETS])
-    return folder
+    return make_place(tmp_path_factory.mktemp("place"))
 
 
 def command(*words: str) -> list[str]:
