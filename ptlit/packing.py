@@ -1,8 +1,8 @@
 """Rows laid end to end, without padding: every matrix product of the LM sees real tokens only.
 
-Inside attention alone the rows take their own places again, behind what all of them see: a prefix, or virtual
-tokens that run along at the front of the pack and so share the LM's matrix products with the text. The only
-file that touches the attention API of transformers.
+Inside attention alone the rows take their own places again, behind what all of them see: a prefix, then the
+virtual tokens and the words that all begin with. Those run along at the front of the pack and so share the
+LM's matrix products with the rest. The only file that touches the attention API of transformers.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class Pack:
     longest: int  # T
     places: Tensor  # (N,) in the padded rows, (B * T)
     shared: int = 0  # tokens at the front of the pack that every row sees
-    prefix: Prefix | None = None  # keys and values that every row sees; one of the two at most
+    prefix: Prefix | None = None  # keys and values that come before them
 
     @classmethod
     def of(cls, attention_mask: Tensor, shared: int = 0, prefix: Prefix | None = None) -> "Pack":
@@ -39,14 +39,18 @@ class Pack:
         return cls(rows, longest, attention_mask.flatten().nonzero()[:, 0], shared, prefix)
 
     @property
+    def before(self) -> int:
+        return self.prefix.length if self.prefix is not None else 0
+
+    @property
     def seen_by_all(self) -> int:
-        return self.prefix.length if self.prefix is not None else self.shared
+        return self.before + self.shared
 
     @property
     def positions(self) -> Tensor:
         """(1, S + N): every row goes on from what all of them see."""
-        lead = torch.arange(self.shared, device=self.places.device)
-        return torch.cat([lead, self.seen_by_all + self.places % self.longest])[None]
+        front = torch.arange(self.before, self.seen_by_all, device=self.places.device)
+        return torch.cat([front, self.seen_by_all + self.places % self.longest])[None]
 
     def as_rows(self, packed: Tensor) -> Tensor:
         """(1, K, N, D) to (B, K, T, D); what no token fills is zero."""
@@ -104,12 +108,12 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """(1, heads, S + N, D) to (1, S + N, heads, D)."""
     pack, attention = _current.get().pack, ALL_ATTENTION_FUNCTIONS[_current.get().attention]
-    front = pack.shared
+    front, before = pack.shared, pack.before
     seen_keys, seen_values = key[:, :, :front], value[:, :, :front]  # (1, K, S, D)
     if pack.prefix is not None:
         layer: int = module.layer_idx  # type: ignore[assignment]
-        seen_keys = pack.prefix.keys[layer][None].to(key.dtype)
-        seen_values = pack.prefix.values[layer][None].to(value.dtype)
+        seen_keys = torch.cat([pack.prefix.keys[layer][None].to(key.dtype), seen_keys], dim=2)
+        seen_values = torch.cat([pack.prefix.values[layer][None].to(value.dtype), seen_values], dim=2)
     every_row = (pack.rows, -1, -1, -1)
     outcome, _ = attention(
         module,
@@ -125,9 +129,9 @@ def _attend(
     lead, _ = attention(
         module,
         query[:, :, :front],
-        key[:, :, :front],
-        value[:, :, :front],
-        mask[:, :, :front, :front],
+        seen_keys,
+        seen_values,
+        mask[:, :, before : pack.seen_by_all, : pack.seen_by_all],
         **options,
     )
     return torch.cat([lead, text], dim=1), None

@@ -27,14 +27,18 @@ class Prefix:
         return cls(tuple(layers[:, 0].unbind(0)), tuple(layers[:, 1].unbind(0)))
 
     @classmethod
-    def from_embeddings(cls, embeddings: Tensor, model: PreTrainedModel) -> "Prefix":
-        """From what an input prompt emits, (P, H): the LM runs over it once, at batch size 1.
+    def from_embeddings(
+        cls, embeddings: Tensor, model: PreTrainedModel, behind: "Prefix | None" = None
+    ) -> "Prefix":
+        """From what an input prompt emits, or words, (P, H): the LM runs over them once, at batch size 1.
 
-        Virtual tokens come first and the LM is causal, so nothing in any row can change the outcome.
+        They come first and the LM is causal, so nothing in any row can change the outcome. What they stand
+        `behind` becomes part of it.
         """
-        cache = (
-            DynamicCache()
-        )  # without a config it keeps all P, beyond a sliding window too: the mask knows it
+        # without a config the cache keeps all P, beyond a sliding window too: the mask knows it
+        cache = DynamicCache()
+        for index in range(len(behind.keys) if behind is not None else 0):
+            cache.update(behind.keys[index][None], behind.values[index][None], index)  # type: ignore[union-attr]
         model.base_model(inputs_embeds=embeddings[None], past_key_values=cache, use_cache=True)
         layers: list[Any] = cache.layers
         return cls(tuple(layer.keys[0] for layer in layers), tuple(layer.values[0] for layer in layers))

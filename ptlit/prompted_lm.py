@@ -59,12 +59,15 @@ class PromptedLM(nn.Module):
         """
         if self._copies:
             return self.forward_concatenated(input_ids, attention_mask, keep)
+        lead = common_lead(input_ids, attention_mask, keep)
         if self.lm.packs:
-            return self._packed_logits(input_ids, attention_mask, keep, prefix)
+            return self._packed_logits(input_ids, attention_mask, keep, lead, prefix)
         prefix = prefix if prefix is not None else self.prefix()
+        if lead:
+            prefix = Prefix.from_embeddings(self.lm.embed(input_ids[0, :lead]), self.lm.model, prefix)
         cache = prefix.shared_cache() if prefix is not None else None
         with self._saving_memory():
-            return self._logits(input_ids, attention_mask, keep, cache)
+            return self._logits(input_ids[:, lead:], attention_mask, keep[:, lead:], cache)
 
     def forward_concatenated(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> Tensor:
         """The same by the slow route: the virtual tokens are copied into every row."""
@@ -176,17 +179,18 @@ class PromptedLM(nn.Module):
         )
 
     def _packed_logits(
-        self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, prefix: Prefix | None
+        self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, lead: int, prefix: Prefix | None
     ) -> Tensor:
-        real = attention_mask.bool()
-        ids, keep = input_ids[real][None], keep[real][None]  # (1, N)
+        rest = attention_mask[:, lead:].bool()
+        ids = torch.cat([input_ids[0, :lead], input_ids[:, lead:][rest]])[None]  # (1, N)
+        keep = nn.functional.pad(keep[:, lead:][rest], (lead, 0))[None]
         if prefix is None and isinstance(self.prompt, EmbeddingPrompt):
             virtual = self.prompt().to(self.lm.dtype)[None]  # (1, P, H)
-            pack = Pack.of(attention_mask, shared=self.num_virtual_tokens)
+            pack = Pack.of(rest, shared=self.num_virtual_tokens + lead)
             tokens = {"inputs_embeds": torch.cat([virtual, self.lm.embed(ids)], dim=1)}
             keep = nn.functional.pad(keep, (self.num_virtual_tokens, 0))
         else:
-            pack = Pack.of(attention_mask, prefix=prefix if prefix is not None else self.prefix())
+            pack = Pack.of(rest, shared=lead, prefix=prefix if prefix is not None else self.prefix())
             tokens = {"input_ids": ids}
         with _head_sees_only(self.lm.model, keep), self._saving_memory():
             return read_packed(self.lm.model, pack, **tokens)[0]
@@ -218,6 +222,16 @@ class PromptedLM(nn.Module):
         if not self._takes_positions:  # Bloom reads its own from the mask
             return {}
         return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, start:]}
+
+
+def common_lead(input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> int:
+    """How many words all rows begin with, before any that matters: a template's or a system prompt's. They
+    need to be read once, as the virtual tokens before them.
+    """
+    if len(input_ids) == 1:
+        return 0
+    same = (input_ids == input_ids[0]).all(0) & attention_mask.all(0) & ~keep.any(0)  # (T,)
+    return min(int(same.long().cumprod(0).sum()), input_ids.shape[1] - 1)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor
 from ptlit.lm import FrozenLM
 from ptlit.loss import learned_positions, learned_token_loss
 from ptlit.packing import Pack
+from ptlit.prefix import Prefix
 from ptlit.prompt import EmbeddingPrompt
 from ptlit.prompted_lm import PromptedLM
 
@@ -99,9 +100,42 @@ def test_virtual_tokens_running_along_equal_their_prefix(lm: FrozenLM, method: s
     torch.testing.assert_close(along, behind, rtol=1e-9, atol=1e-9 * float(behind.abs().max()))
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_all_rows_begin_with_is_read_once(lm: FrozenLM, method: str) -> None:
+    prompted_lm = prompted(lm, method)
+    ids, mask, labels = padded_rows((14, 9, 8, 12))
+    ids[:, :4] = 2  # a token that stands nowhere else
+    keep, targets = learned_positions(labels)
+    weights = list(prompted_lm.prompt.parameters())
+    slow = prompted_lm.forward_concatenated(ids, mask, keep)
+    slow_gradients = torch.autograd.grad(learned_token_loss(slow, targets), weights)
+    slow = slow.detach()
+
+    read: list[Tensor] = []
+    handle = lm.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    fast = prompted_lm(ids, mask, keep)
+    handle.remove()
+    assert sum(int((each == 2).sum()) for each in read) == 4
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5 * float(slow.abs().max()))
+    gradients = torch.autograd.grad(learned_token_loss(fast, targets), weights)
+    for one, other in zip(gradients, slow_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+    with torch.no_grad():
+        together = prompted_lm.label_scores(ids, mask, ((5,), (6,)), prompted_lm.prefix())
+        alone = [
+            prompted_lm.label_scores(ids[i : i + 1, :n], mask[i : i + 1, :n], ((5,), (6,)))
+            for i, n in enumerate(mask.sum(1).tolist())
+        ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
 def test_positions_start_anew_in_every_row() -> None:
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     assert Pack.of(mask, shared=2).positions.tolist() == [[0, 1, 2, 3, 2, 3, 4]]
+    prefix = Prefix.from_key_values(torch.zeros(1, 2, 5, 1, 4))
+    assert Pack.of(mask, shared=2, prefix=prefix).positions.tolist() == [[5, 6, 7, 8, 7, 8, 9]]
 
 
 @pytest.mark.parametrize("method", METHODS)
