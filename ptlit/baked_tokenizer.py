@@ -174,7 +174,7 @@ def template_body(template: Template, prefix: str) -> str:
     one = "This prompt reads one user message, put into the template it was trained with."
     parts = [f"{{%- if messages | length != 1 -%}}{{{{- raise_exception({literal(one)}) -}}}}{{%- endif -%}}"]
     parts.append(written(prefix))
-    for text, field in template.pieces:
+    for text, field, _ in template.pieces:
         parts.append(written(text) if text else "")
         if field == "text":
             parts.append("{{- messages[0]['content'] | trim -}}")

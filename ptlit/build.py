@@ -132,7 +132,7 @@ def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftProm
     else:
         print(read_adapter(Path(origin), prompt), flush=True)
     return SoftPromptModule(
-        PromptedLM(lm, prompt),
+        PromptedLM(lm, prompt, data.slots),
         optimizer=make(cfg.optim),
         schedule=make(cfg.schedule) if cfg.schedule else None,
         label_words=data.label_words,

@@ -44,6 +44,16 @@ itself is unchanged.
 
 {metrics}## Use
 
+{use}
+
+ptlit trains it further with `prompt.init.from=<this folder>`.
+
+## Settings
+
+{settings}
+"""
+
+USE = """\
 In this folder, with `pip install peft transformers`:
 
 ```python
@@ -56,14 +66,11 @@ tokenizer = AutoTokenizer.from_pretrained(model.peft_config["default"].base_mode
 row = tokenizer({text}, return_tensors="pt")
 written = model.generate(**row, max_new_tokens={new_tokens}, do_sample=False)
 print(tokenizer.decode(written[0, row["input_ids"].shape[1] :], skip_special_tokens=True))
-```
+```"""
 
-ptlit trains it further with `prompt.init.from=<this folder>`.
-
-## Settings
-
-{settings}
-"""
+IN_SLOTS = """\
+It was trained with its virtual tokens inside the template `{template!r}`. PEFT loads it, but puts them before
+the text, where it was not trained to stand; `ptlit.evaluate` and `ptlit.predict` put them in their places."""
 
 CHECKPOINT = """\
 ---
@@ -230,13 +237,18 @@ def adapter_card(
         peft_type=prompt.peft_type.lower().replace("_", "-"),
         count=prompt.num_virtual_tokens,
         base_model=lm.name,
-        dtype=lm.loaded_dtype,
         data=f"{unplaced(cfg.data.get('path'))}{named}",
         metrics=metrics_table(metrics),
-        text=repr(example_text(template)),
-        new_tokens=answer_length(label_words),
+        use=adapter_use(lm, template, label_words),
         settings=table(("setting", "value"), [(key, f"`{value}`") for key, value in settings(cfg)]),
     )
+
+
+def adapter_use(lm: FrozenLM, template: Template | None, label_words: LabelWords | None) -> str:
+    if template is not None and template.slots:
+        return IN_SLOTS.format(template=template.template)
+    text, new_tokens = repr(example_text(template)), answer_length(label_words)
+    return USE.format(dtype=lm.loaded_dtype, text=text, new_tokens=new_tokens)
 
 
 def checkpoint_card(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt]) -> str:
@@ -376,4 +388,6 @@ def example_text(template: Template | None) -> str:
     """What a program has to write to be read as in training."""
     if template is None:
         return TEXT
-    return "".join(literal + (TEXT if field == "text" else field or "") for literal, field in template.pieces)
+    return "".join(
+        literal + (TEXT if field == "text" else field or "") for literal, field, _ in template.pieces
+    )

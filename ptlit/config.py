@@ -62,6 +62,7 @@ def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
         if part in tree or part in chosen:
             found = node_mistakes(part, tree.get(part)) + rule_mistakes(part, tree.get(part))
             mistakes += found + trial_mistakes(part, tree.get(part), found)
+    mistakes += slot_mistakes(tree.get("data"), tree.get("prompt"))
     for box in BOXES:
         for name, node in (tree.get(box) or {}).items():
             mistakes += node_mistakes(f"{box}.{name}", node) if node is not None else []
@@ -219,6 +220,28 @@ def rule_mistakes(part: str, node: Any) -> list[str]:
     if part == "trainer" and node.get("max_steps") == -1 and node.get("max_epochs") == -1:
         mistakes.append("trainer.max_steps=-1 with trainer.max_epochs=-1 never ends: give one a number.")
     return mistakes
+
+
+def slot_mistakes(data: Any, prompt: Any) -> list[str]:
+    """What the template has places for, held against the prompt that is to stand in them."""
+    from ptlit.data import Template
+    from ptlit.prompt.base import SoftPrompt, check_slots
+
+    if not isinstance(data, dict) or not isinstance(prompt, dict) or "_target_" not in prompt:
+        return []
+    method = find_target("prompt", str(prompt["_target_"]))[0]
+    template, count = data.get("template"), prompt.get("num_virtual_tokens")
+    if not isinstance(template, str) or not isinstance(method, type) or not issubclass(method, SoftPrompt):
+        return []
+    try:
+        slots = Template(template).slots
+    except UserMistake:  # told by the data
+        return []
+    try:
+        check_slots(slots, method, count if isinstance(count, int) else slots)
+    except UserMistake as mistake:
+        return [str(mistake)]
+    return []
 
 
 def trial_mistakes(path: str, node: Any, found: Sequence[str]) -> list[str]:

@@ -105,6 +105,11 @@ def opened(path: Path, checkpoint: Literal["best", "last"], lm: str | None, trus
     if not RunFolder(path).config.is_file() and (path / CONFIG).is_file():
         return opened_adapter(path, lm)
     run = open_run(path, checkpoint, lm, trust_code)
+    if run.prompted_lm.in_rows:
+        raise UserMistake(
+            f"run={path} was trained with virtual tokens inside its template, and whoever reads an export "
+            "puts them before the text: train it without {soft:...}."
+        )
     metrics = json.loads(run.folder.metrics.read_text()) if run.folder.metrics.is_file() else {}
     return Source(run.lm, run.prompted_lm, run.template, run.label_words, metrics, run.cfg)
 
@@ -186,12 +191,12 @@ def write_vllm(sources: Sources, folder: Path) -> str:
             f"The template {template.template!r} needs more than a text: use format=checkpoint."
         )
     pieces = template.pieces if template is not None else []
-    place = next((index for index, (_, field) in enumerate(pieces) if field == "text"), -1)
+    place = next((index for index, (_, field, _) in enumerate(pieces) if field == "text"), -1)
     said = {
         "base_model": source.lm.name,
         "leading": leading_tokens(source.lm.tokenizer),
-        "before": "".join(literal for literal, _ in pieces[: place + 1]),
-        "after": "".join(literal for literal, _ in pieces[place + 1 :]),
+        "before": "".join(literal for literal, _, _ in pieces[: place + 1]),
+        "after": "".join(literal for literal, _, _ in pieces[place + 1 :]),
     }
     save_file({"prompt_embeddings": embeddings}, folder / "prompt.safetensors", metadata={"format": "pt"})
     (folder / "client.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")

@@ -91,23 +91,25 @@ def attention_received(prompted_lm: PromptedLM, rows: Sequence[Tensor]) -> Tenso
     """
     lm, count = prompted_lm.lm.model, prompted_lm.num_virtual_tokens
     prefix = prompted_lm.prefix()
-    if prefix is None:
+    if prefix is None and not prompted_lm.in_rows:
         raise UserMistake("Not every layer of this LM attends, so there is no attention to show.")
     shares = []
     with attentions_kept(lm):
         for ids in rows:
-            seen = torch.ones(1, count + len(ids), dtype=torch.long, device=ids.device)
+            before = prefix.length if prefix is not None else 0
+            seen = torch.ones(1, before + len(ids), dtype=torch.long, device=ids.device)
             read = lm(
-                input_ids=ids[None],
+                **prompted_lm.tokens(ids[None]),
                 attention_mask=seen,
-                past_key_values=prefix.shared_cache(),
+                past_key_values=prefix.shared_cache() if prefix is not None else None,
                 use_cache=False,
                 output_attentions=True,
             )
             if not read.attentions or read.attentions[0] is None:
                 raise UserMistake("This LM does not tell how it attends.")
-            layers = [layer[0, :, :, :count].float().mean((0, 1)) for layer in read.attentions]  # L of (P,)
-            shares.append(torch.stack(layers))
+            virtual = (ids < 0).nonzero()[:, 0] if prefix is None else torch.arange(count, device=ids.device)
+            paid = [layer[0, :, ids >= 0][:, :, virtual] for layer in read.attentions]  # L of (heads, T, P)
+            shares.append(torch.stack([each.float().mean((0, 1)) for each in paid]))
     return torch.stack(shares).mean(0).cpu()
 
 

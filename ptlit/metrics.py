@@ -24,11 +24,10 @@ class LabelMetrics(nn.Module):
         self.confusion = MulticlassConfusionMatrix(classes)
         self.loss = MeanMetric()
 
-    def update(self, scores: Tensor, label: Tensor, lengths: Tensor) -> None:
-        """`scores` (B, C) log-probabilities, `label` (B,), `lengths` (B,) tokens of the right label."""
+    def update(self, scores: Tensor, label: Tensor, right: Tensor, lengths: Tensor) -> None:
+        """`scores` (B, C) decide; `label`, the log-probability of the right one, its tokens: all (B,)."""
         self.scalars.update(scores, label)
         self.confusion.update(scores, label)
-        right = scores.gather(1, label[:, None])[:, 0]  # (B,)
         self.loss.update(-right / lengths, weight=lengths)
 
     def compute(self) -> dict[str, Tensor]:

@@ -1,11 +1,13 @@
 """How a prompted LM is trained and judged: the LightningModule. Its state_dict is the prompt alone."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -40,7 +42,8 @@ class SoftPromptModule(L.LightningModule):
         self.label_words = label_words
         self.kl_weight = kl_weight
         self.split_metrics = nn.ModuleDict({"val_": self._new_metrics(), "test_": self._new_metrics()})
-        self._prefix: Prefix | None = None
+        self._prefix: Prefix | None = None  # both are known while the prompt does not change
+        self._leans: Tensor | None = None
         # DDP neither broadcasts nor reduces what every rank has loaded for itself.
         self._ddp_params_and_buffers_to_ignore = [
             name
@@ -72,16 +75,35 @@ class SoftPromptModule(L.LightningModule):
         return {"row": batch["row"], "scores": self.scores(batch)}
 
     def scores(self, batch: Batch) -> Tensor:
+        """What decides for a label, (B, C): how likely each is, less the LM's own leaning if known."""
+        return self._likelihoods(batch) - self._leaning()
+
+    def _likelihoods(self, batch: Batch) -> Tensor:
         """Log-probability of every label after the text of each row, (B, C)."""
-        assert self.label_words is not None, "only labels have scores"
         text = batch["attention_mask"] * (batch["labels"] == -100)  # (B, T): all but the learned end
         longest = int(text.sum(1).max())
-        return self.prompted_lm.label_scores(
-            batch["input_ids"][:, :longest],
-            text[:, :longest],
-            self.label_words.token_ids,
-            self._shared_prefix(),
+        return self._after(batch["input_ids"][:, :longest], text[:, :longest])
+
+    def _after(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        assert self.label_words is not None, "only labels have scores"
+        words = self.label_words
+        prefix = self._shared_prefix()
+        return words.of_labels(
+            self.prompted_lm.label_scores(input_ids, attention_mask, words.token_ids, prefix)
         )
+
+    def _leaning(self) -> Tensor:
+        """Log of the mean probability of each label after texts that say nothing, (C,)."""
+        if self._leans is None:
+            assert self.label_words is not None
+            device, rows = self.prompted_lm.lm.device, self.label_words.content_free
+            self._leans = torch.zeros(len(self.label_words.names), device=device)
+            if rows:
+                ids = [torch.tensor(row, device=device) for row in rows]
+                read = [torch.ones_like(row) for row in ids]
+                padded = pad_sequence(ids, batch_first=True), pad_sequence(read, batch_first=True)
+                self._leans = self._after(*padded).log_softmax(1).logsumexp(0) - math.log(len(rows))
+        return self._leans
 
     def _judge(self, batch: Batch, split: str) -> dict[str, Tensor]:
         metrics = self.metrics_of(split)
@@ -92,9 +114,11 @@ class SoftPromptModule(L.LightningModule):
             )
             metrics.update(logits, targets)
             return {"row": batch["row"]}
-        scores = self.scores(batch)
-        lengths = torch.tensor([len(ids) for ids in self.label_words.token_ids], device=scores.device)
-        metrics.update(scores, batch["label"], lengths[batch["label"]])
+        likelihoods = self._likelihoods(batch)
+        scores = likelihoods - self._leaning()
+        lengths = torch.tensor([len(ids) for ids in self.label_words.firsts], device=scores.device)
+        right = likelihoods.gather(1, batch["label"][:, None])[:, 0]  # (B,)
+        metrics.update(scores, batch["label"], right, lengths[batch["label"]])
         return {"row": batch["row"], "scores": scores}
 
     def _shared_prefix(self) -> Prefix | None:
@@ -103,12 +127,15 @@ class SoftPromptModule(L.LightningModule):
             self._prefix = self.prompted_lm.prefix()
         return self._prefix
 
+    def _forget(self) -> None:
+        self._prefix = self._leans = None
+
     def _start_judging(self, split: str) -> None:
-        self._prefix = None
+        self._forget()
         self.metrics_of(split).reset()
 
     def _log_metrics(self, split: str) -> None:
-        self._prefix = None
+        self._forget()
         shown = {"loss", "macro_f1", "perplexity"}
         for name, value in self.metrics_of(split).compute().items():
             self.log(f"{split}/{name}", value.float(), prog_bar=split == "val" and name in shown)
@@ -126,7 +153,7 @@ class SoftPromptModule(L.LightningModule):
         self._log_metrics("test")
 
     def on_predict_epoch_start(self) -> None:
-        self._prefix = None
+        self._forget()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What was last measured goes along: nobody has to judge the best prompt a second time."""

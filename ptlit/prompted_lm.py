@@ -19,6 +19,7 @@ from ptlit.mistake import UserMistake
 from ptlit.packing import Pack, read_packed
 from ptlit.prefix import Prefix
 from ptlit.prompt import EmbeddingPrompt, SoftPrompt
+from ptlit.prompt.base import check_slots
 from ptlit.recompute import recomputing
 
 
@@ -27,23 +28,28 @@ class PromptedLM(nn.Module):
     padding.
     """
 
-    def __init__(self, lm: FrozenLM, prompt: SoftPrompt | None):
+    def __init__(self, lm: FrozenLM, prompt: SoftPrompt | None, slots: int = 0):
+        """Where the rows have `slots`, virtual tokens stand in them (ids below 0), not before every row."""
         super().__init__()
         self.lm = lm
         self.prompt = prompt
+        self.in_rows = slots > 0 and prompt is not None
         self.num_virtual_tokens = prompt.num_virtual_tokens if prompt is not None else 0
+        self.in_front = 0 if self.in_rows else self.num_virtual_tokens
         longest = lm.shape.max_positions
         if longest is not None and self.num_virtual_tokens >= longest:
             raise UserMistake(
                 f"prompt.num_virtual_tokens={self.num_virtual_tokens} leaves no room for text: "
                 f"this LM reads {longest} tokens at most."
             )
+        if prompt is not None:
+            check_slots(slots, type(prompt), prompt.num_virtual_tokens)
         self._copies = isinstance(prompt, EmbeddingPrompt) and not lm.shape.all_layers_attend
         self._takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
 
     def prefix(self) -> Prefix | None:
         """What the prompt is to this LM: computed once, it serves many batches. None where there is none."""
-        if self.prompt is None or self._copies:
+        if self.prompt is None or self.in_rows or self._copies:
             return None
         learned = self.prompt().to(self.lm.dtype)
         if isinstance(self.prompt, EmbeddingPrompt):
@@ -57,31 +63,40 @@ class PromptedLM(nn.Module):
 
         `prefix` saves computing it again; without one it is computed here, with gradients.
         """
+        if self.prompt is None:
+            input_ids, attention_mask, keep = without_places(input_ids, attention_mask, keep)
         if self._copies:
             return self.forward_concatenated(input_ids, attention_mask, keep)
         lead = common_lead(input_ids, attention_mask, keep)
         if self.lm.packs:
             return self._packed_logits(input_ids, attention_mask, keep, lead, prefix)
         prefix = prefix if prefix is not None else self.prefix()
+        tokens = self.tokens(input_ids)
         if lead:
-            prefix = Prefix.from_embeddings(self.lm.embed(input_ids[0, :lead]), self.lm.model, prefix)
+            words = (
+                self.lm.embed(input_ids[0, :lead])
+                if "input_ids" in tokens
+                else tokens["inputs_embeds"][0, :lead]
+            )
+            prefix = Prefix.from_embeddings(words, self.lm.model, prefix)
+            tokens = {name: each[:, lead:] for name, each in tokens.items()}
         cache = prefix.shared_cache() if prefix is not None else None
         with self._saving_memory():
-            return self._logits(input_ids[:, lead:], attention_mask, keep[:, lead:], cache)
+            return self._logits(tokens, attention_mask, keep[:, lead:], cache)
 
     def forward_concatenated(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> Tensor:
         """The same by the slow route: the virtual tokens are copied into every row."""
         rows = len(input_ids)
         if isinstance(self.prompt, EmbeddingPrompt):
-            embeds = self._behind_virtual_tokens(input_ids)
+            embeds = self.embedded(input_ids)
             mask = self._seen(attention_mask)
-            with _head_sees_only(self.lm.model, nn.functional.pad(keep, (self.num_virtual_tokens, 0))):
+            with _head_sees_only(self.lm.model, nn.functional.pad(keep, (self.in_front, 0))):
                 return self.lm.model(
                     inputs_embeds=embeds, attention_mask=mask, use_cache=False, **self._positions(mask, 0)
                 ).logits[0]
         prefix = self.prefix()
         cache = prefix.growing_cache(self.lm.model, rows) if prefix is not None else None
-        return self._logits(input_ids, attention_mask, keep, cache)
+        return self._logits({"input_ids": input_ids}, attention_mask, keep, cache)
 
     def label_scores(
         self,
@@ -95,6 +110,8 @@ class PromptedLM(nn.Module):
         `input_ids` hold the text alone. Labels of several tokens are scored on top of the cache the text
         left.
         """
+        if self.prompt is None:
+            input_ids, attention_mask, _ = without_places(input_ids, attention_mask)
         if self._copies:
             return self._scores_read_in_full(input_ids, attention_mask, label_ids)
         prefix = prefix if prefix is not None else self.prefix()
@@ -123,7 +140,7 @@ class PromptedLM(nn.Module):
         read = torch.ones_like(input_ids)
         keep = torch.zeros_like(input_ids, dtype=torch.bool)
         keep[:, -1] = True
-        first = self._logits(input_ids, read, keep, cache).float().log_softmax(-1)  # (B, V)
+        first = self._logits(self.tokens(input_ids), read, keep, cache).float().log_softmax(-1)  # (B, V)
 
         longest = max(map(len, label_ids)) - 1
         follow = [list(ids[:-1]) + [0] * (longest - len(ids) + 1) for ids in label_ids]
@@ -135,7 +152,7 @@ class PromptedLM(nn.Module):
         mask = torch.cat(
             [read.repeat_interleave(classes, 0), learned.to(read.dtype)], dim=1
         )  # (B * C, T + M)
-        logits = self._logits(follow_ids, mask, learned, cache)  # (N, V)
+        logits = self._logits({"input_ids": follow_ids}, mask, learned, cache)  # (N, V)
         rest = logits.float().log_softmax(-1).gather(-1, wanted_ids[learned][:, None])[:, 0]  # (N,)
         each = torch.zeros_like(follow_ids, dtype=rest.dtype).masked_scatter(learned, rest)  # (B * C, M)
         return first[:, [ids[0] for ids in label_ids]] + each.sum(-1).view(rows, classes)
@@ -161,9 +178,9 @@ class PromptedLM(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, prefix: Prefix | None = None, **generation: Any
     ) -> Tensor:
         """transformers' `generate` behind the prompt: the input ids (left-padded) followed by new tokens."""
-        if self._copies:
+        if self._copies or self.in_rows:
             new = self.lm.model.generate(
-                inputs_embeds=self._behind_virtual_tokens(input_ids),
+                inputs_embeds=self.embedded(input_ids),
                 attention_mask=self._seen(attention_mask),
                 **generation,
             )
@@ -185,43 +202,67 @@ class PromptedLM(nn.Module):
         ids = torch.cat([input_ids[0, :lead], input_ids[:, lead:][rest]])[None]  # (1, N)
         keep = nn.functional.pad(keep[:, lead:][rest], (lead, 0))[None]
         if prefix is None and isinstance(self.prompt, EmbeddingPrompt):
-            virtual = self.prompt().to(self.lm.dtype)[None]  # (1, P, H)
-            pack = Pack.of(rest, shared=self.num_virtual_tokens + lead)
-            tokens = {"inputs_embeds": torch.cat([virtual, self.lm.embed(ids)], dim=1)}
-            keep = nn.functional.pad(keep, (self.num_virtual_tokens, 0))
+            tokens = {"inputs_embeds": self.embedded(ids)}
+            pack = Pack.of(rest, shared=self.in_front + lead)
+            keep = nn.functional.pad(keep, (self.in_front, 0))
         else:
-            pack = Pack.of(rest, shared=lead, prefix=prefix if prefix is not None else self.prefix())
             tokens = {"input_ids": ids}
+            pack = Pack.of(rest, shared=lead, prefix=prefix if prefix is not None else self.prefix())
         with _head_sees_only(self.lm.model, keep), self._saving_memory():
             return read_packed(self.lm.model, pack, **tokens)[0]
 
-    def _logits(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, cache: Cache | None) -> Tensor:
+    def _logits(
+        self, tokens: dict[str, Tensor], attention_mask: Tensor, keep: Tensor, cache: Cache | None
+    ) -> Tensor:
         mask = self._seen(attention_mask)  # (B, P + all tokens so far)
         with _head_sees_only(self.lm.model, keep):
             return self.lm.model(
-                input_ids=input_ids,
+                **tokens,
                 attention_mask=mask,
                 past_key_values=cache,
                 use_cache=False,  # the one it is given is used; none is made
-                **self._positions(mask, mask.shape[1] - input_ids.shape[1]),
+                **self._positions(mask, mask.shape[1] - keep.shape[1]),
             ).logits[0]
 
     def _saving_memory(self) -> AbstractContextManager[None]:
         saves = self.lm.gradient_checkpointing and torch.is_grad_enabled()
         return recomputing(self.lm.model) if saves else nullcontext()
 
-    def _behind_virtual_tokens(self, input_ids: Tensor) -> Tensor:
+    def tokens(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """As the LM takes them behind a prefix: embedded only where virtual tokens stand among the words."""
+        return {"inputs_embeds": self.embedded(input_ids)} if self.in_rows else {"input_ids": input_ids}
+
+    def embedded(self, input_ids: Tensor) -> Tensor:
+        """Embedded rows, the virtual tokens before each, (B, P + T, H), or in their places, (B, T, H)."""
         assert self.prompt is not None
-        virtual = self.prompt().to(self.lm.dtype).expand(len(input_ids), -1, -1)  # (B, P, H)
-        return torch.cat([virtual, self.lm.embed(input_ids)], dim=1)  # (B, P + T, H)
+        virtual = self.prompt().to(self.lm.dtype)  # (P, H)
+        words = self.lm.embed(input_ids.clamp(min=0))
+        if self.in_rows:
+            return torch.where((input_ids < 0)[..., None], virtual[(-1 - input_ids).clamp(min=0)], words)
+        return torch.cat([virtual.expand(len(input_ids), -1, -1), words], dim=1)
 
     def _seen(self, attention_mask: Tensor) -> Tensor:
-        return nn.functional.pad(attention_mask, (self.num_virtual_tokens, 0), value=1)  # (B, P + T)
+        return nn.functional.pad(attention_mask, (self.in_front, 0), value=1)  # (B, P + T)
 
     def _positions(self, mask: Tensor, start: int) -> dict[str, Tensor]:
         if not self._takes_positions:  # Bloom reads its own from the mask
             return {}
         return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, start:]}
+
+
+def without_places(
+    input_ids: Tensor, attention_mask: Tensor, keep: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows as an LM without a prompt reads them: the places of virtual tokens are left out."""
+    keep = torch.zeros_like(input_ids, dtype=torch.bool) if keep is None else keep
+    words = (input_ids >= 0) & attention_mask.bool()  # (B, T)
+    if not bool((input_ids < 0).any()):
+        return input_ids, attention_mask, keep
+    longest = int(words.sum(1).max())
+    order = (~words).long().argsort(dim=1, stable=True)[:, :longest]
+    before = (words.cumsum(1) - 1).clamp(min=0)  # of each place: the last word up to it, counted from 0
+    moved = torch.zeros_like(input_ids).scatter_add(1, before, keep.long()).bool()
+    return input_ids.gather(1, order).clamp(min=0), words.gather(1, order).long(), moved[:, :longest]
 
 
 def common_lead(input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> int:

@@ -17,6 +17,7 @@ from yaml import YAMLError
 from ptlit.build import make, options_of
 from ptlit.config import find_target, node_mistakes
 from ptlit.data import ChatData, ClassificationData, LabelWords, Template
+from ptlit.data.classification import listening
 from ptlit.fingerprint import fingerprint
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
@@ -65,7 +66,8 @@ def open_run(
     check_base_model(folder, frozen)
     prompt = load_prompt(cfg, frozen, state, f"{folder.root} ({checkpoint}.ckpt)")
     template, label_words = reading(folder, cfg, frozen)
-    prompted_lm = PromptedLM(frozen, prompt).to(frozen.device).eval()
+    slots = template.slots if template is not None else 0
+    prompted_lm = PromptedLM(frozen, prompt, slots).to(frozen.device).eval()
     return Run(folder, cfg, frozen, prompted_lm, template, label_words, cfg.data.max_length)
 
 
@@ -84,8 +86,10 @@ def completed(cfg: DictConfig, data: Any) -> DictConfig:
     full.data = OmegaConf.merge(unsaid, full.data)
     if isinstance(data, ClassificationData):
         full.data.instruction = escaped(data.instruction)
-        words = map(escaped, data.label_words.words)
-        full.data.label_words = dict(zip(data.label_words.names, words, strict=True))
+        full.data.label_words = {
+            name: escaped(words[0]) if len(words) == 1 else [escaped(word) for word in words]
+            for name, words in zip(data.label_words.names, data.label_words.words, strict=True)
+        }
     if isinstance(data, ChatData) and data.template.template is not None:  # it may lie in a file
         full.data.chat_template = data.template.template.replace("${", "\\${")
     return full
@@ -206,7 +210,6 @@ def reading(folder: RunFolder, cfg: DictConfig, lm: FrozenLM) -> tuple[Template 
     if missing := [key for key in ("template", "text_column") if cfg.data.get(key) is None]:
         raise UserMistake(f"{folder.config} lacks data.{missing[0]}: it is no whole config of a run.")
     template, words = Template(cfg.data.template), options_of(cfg.data.label_words)
-    names = [str(name) for name in words]
-    return template, LabelWords.make(
-        names, lm.tokenizer, words=[str(word) for word in words.values()], lead=template.lead
-    )
+    of_names = {str(name): word if isinstance(word, list) else str(word) for name, word in words.items()}
+    calibrate = bool(cfg.data.get("calibrate"))
+    return template, listening(template, list(of_names), of_names, lm.tokenizer, calibrate)

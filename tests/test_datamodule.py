@@ -86,12 +86,14 @@ def test_words_that_begin_others_get_an_end():
     assert words.ends_with_eos
     assert all(ids[-1] == TOKENIZER.eos_token_id for ids in words.token_ids)
     row = encode(
-        Template("{text}:").example("x", target=words.words[0], ends_with_eos=True), TOKENIZER, max_length=50
+        Template("{text}:").example("x", target=words.words[0][0], ends_with_eos=True),
+        TOKENIZER,
+        max_length=50,
     )
     assert tuple(row["labels"][-len(words.token_ids[0]) :]) == words.token_ids[0]
     assert not LabelWords.make(["good", "bad"], TOKENIZER).ends_with_eos
     with pytest.raises(UserMistake, match="'a' and 'b' are the same tokens"):
-        LabelWords.make(["a", "b"], TOKENIZER, words=["same", "same"])
+        LabelWords.make(["a", "b"], TOKENIZER, words={"a": "same", "b": "same"})
 
 
 @pytest.mark.parametrize("template", ["Tweet: {text}\nSentiment:", "{text}\n", "{text} => ", "{{{text}}}"])
@@ -100,7 +102,7 @@ def test_inference_reads_the_tokens_of_training(template, adds_bos):
     tokenizer = byte_tokenizer(adds_bos)
     template = Template(template)
     words = LabelWords.make(["bad", "good"], tokenizer, lead=template.lead)
-    training = encode(template.example("Hä? ", target=words.words[1], label=1), tokenizer, 100)
+    training = encode(template.example("Hä? ", target=words.words[1][0], label=1), tokenizer, 100)
     inference = encode(template.example("Hä? "), tokenizer, 100)
     read = len(inference["input_ids"])
     assert training["input_ids"] == inference["input_ids"] + list(words.token_ids[1])

@@ -33,7 +33,7 @@ def test_it_opens_anywhere_without_the_data(
     monkeypatch.chdir(tmp_path)
     run = open_run("copy")
     assert run.label_words is not None and run.template is not None
-    assert run.label_words.names == ("bad", "good") and run.label_words.words == (" bad", " good")
+    assert run.label_words.names == ("bad", "good") and run.label_words.words == ((" bad",), (" good",))
     assert run.template.template == "{text}" and run.max_length == 64
     assert not run.prompted_lm.training and not run.prompted_lm.prompt.training
     state = torch.load(copy / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
@@ -52,7 +52,7 @@ def test_odd_label_names_come_back_as_they_were(place: Path) -> None:
     (place / "odd.csv").write_text("\n".join(rows))
     folder = train_at(place, "odd", "experiment=prompt_tuning", "data.path=odd.csv", "trainer.max_steps=1")
     assert open_run(folder).label_words.names == ("${x}", "1", "no")
-    assert open_run(folder).label_words.words == (" ${x}", " 1", " no")
+    assert open_run(folder).label_words.words == ((" ${x}",), (" 1",), (" no",))
 
 
 def test_a_config_that_leaves_things_to_the_classes_is_completed(place: Path) -> None:

@@ -1,7 +1,7 @@
 """Texts with one label each."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -13,7 +13,7 @@ from ptlit.data.formats import Table, read_table
 from ptlit.data.label_words import LabelWords
 from ptlit.data.rows import Columns, SourceRow, clean_rows
 from ptlit.data.sources import BUNDLED_TWEETS, check_source
-from ptlit.data.templates import Template
+from ptlit.data.templates import Template, content_free
 from ptlit.mistake import UserMistake
 
 
@@ -37,7 +37,8 @@ class ClassificationData(TextData[SourceRow]):
         text_column: str = "text",
         label_column: str = "label",
         template: str = "Tweet: {text}\nSentiment:",
-        label_words: dict[str, str] | None = None,
+        label_words: dict[str, str | list[str]] | None = None,
+        calibrate: bool = False,
         instruction: str | None = None,
         max_length: int = 256,
         batch_size: int = 8,
@@ -73,7 +74,9 @@ class ClassificationData(TextData[SourceRow]):
         )
         self.columns = Columns(text_column, label_column)
         self.template = Template(template)
+        self.slots = self.template.slots
         self.declared = {str(name): word for name, word in label_words.items()} if label_words else None
+        self.calibrate = calibrate
         self._instruction = instruction
         if self.declared is not None and len(self.declared) < 2:
             raise UserMistake(f"data.label_words={label_words!r} must name at least two labels.")
@@ -119,26 +122,22 @@ class ClassificationData(TextData[SourceRow]):
         names = tuple(self.declared or sorted({row["label"] for row in train}))
         if len(names) < 2:
             raise UserMistake(f"{self.path}: every row has the label {names[0]!r}; two are needed at least.")
-        self.label_words = LabelWords.make(
-            names,
-            self.tokenizer,
-            words=list(self.declared.values()) if self.declared else None,
-            lead=self.template.lead,
-        )
+        self.label_words = listening(self.template, names, self.declared, self.tokenizer, self.calibrate)
 
     def _encode(self, rows: Sequence[SourceRow]) -> Encoded[Row]:
         examples = []
+        words = self.label_words
         for row in rows:
-            label = self.label_words.names.index(row["label"])
+            label = words.names.index(row["label"])
             examples.append(
                 self.template.example(
                     row["text"],
                     row["fields"],
-                    target=self.label_words.words[label],
+                    target=words.words[label][0],
                     label=label,
-                    ends_with_eos=self.label_words.ends_with_eos,
+                    ends_with_eos=words.ends_with_eos,
                     # The same of a text is read whichever label is right: its end must not tell.
-                    spare=self.label_words.longest - len(self.label_words.token_ids[label]),
+                    spare=words.longest - len(words.firsts[label]),
                 )
             )
         encoded, truncated = encode_all(examples, self.tokenizer, self.max_length)
@@ -157,3 +156,15 @@ class ClassificationData(TextData[SourceRow]):
     def _counts(self, split: str) -> dict[str, int]:
         counts = Counter(row["label"] for row in self.rows[split])
         return {name: counts[i] for i, name in enumerate(self.label_words.names)}
+
+
+def listening(
+    template: Template,
+    names: Sequence[str],
+    words: Mapping[str, str | Sequence[str]] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    calibrate: bool,
+) -> LabelWords:
+    """What is listened for after the template; in training and wherever a run is opened again."""
+    nothing = content_free(template, tokenizer) if calibrate else ()
+    return LabelWords.make(names, tokenizer, words=words, lead=template.lead, content_free=nothing)

@@ -55,6 +55,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
     """Interface of all data modules."""
 
     label_words: LabelWords | None = None  # where the LM is to choose among labels
+    slots: int = 0  # virtual tokens that stand within a row
 
     def __init__(
         self,

@@ -2,13 +2,14 @@
 
 This is the only place that decides about BOS, EOS, truncation and -100. A stretch of read segments is
 tokenised as one string and a stretch of learned ones as another, so inference, which has only the first,
-meets the tokens of training.
+meets the tokens of training. Virtual tokens that a template puts into the row are negative ids: -1 is the
+first of them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,9 +21,10 @@ NO_LABEL = -1
 
 @dataclass(frozen=True)
 class Segment:
-    text: str
+    text: str = ""
     learned: bool = False
     gives_way: bool = False  # cut from its end when the row is too long
+    virtual: int = 0  # virtual tokens that stand here, instead of text
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,14 @@ class Example:
     ends_with_eos: bool = False
     spare: int = 0  # tokens to leave free in a row that is cut: those of the longest label beyond its own
     starts_by_itself: bool = False  # a chat template writes a BOS where one is wanted
+
+
+class _Stretch(NamedTuple):
+    """Neighbouring segments of one kind."""
+
+    text: str
+    learned: bool
+    virtual: int
 
 
 class EncodedRow(TypedDict):
@@ -51,12 +61,12 @@ def encode_all(
     """All rows in one batched call, and how many of them had to be cut; with None none is."""
     leading = leading_tokens(tokenizer)
     stretches = [_stretches(example) for example in examples]
-    ids = iter(token_ids([text for row in stretches for text, _ in row], tokenizer))
+    ids = iter(token_ids([part.text for row in stretches for part in row], tokenizer))
     rows = []
     truncated = 0
     for example, stretch in zip(examples, stretches, strict=True):
-        row = _assembled(example, [(next(ids), learned) for _, learned in stretch], leading, tokenizer)
-        if max_length is not None and (excess := len(row["input_ids"]) + example.spare - max_length) > 0:
+        row = _assembled(example, stretch, [next(ids) for _ in stretch], leading, tokenizer)
+        if max_length is not None and (excess := _length(row) + example.spare - max_length) > 0:
             row = _cut(example, excess, leading, tokenizer, max_length)
             truncated += 1
         rows.append(row)
@@ -83,28 +93,41 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id
 
 
-def _stretches(example: Example) -> list[tuple[str, bool]]:
-    groups = groupby(example.segments, key=lambda segment: segment.learned)
-    joined = [("".join(segment.text for segment in group), learned) for learned, group in groups]
-    return [(text, learned) for text, learned in joined if text]
+def _stretches(example: Example) -> list[_Stretch]:
+    groups = groupby(example.segments, key=lambda segment: (segment.learned, segment.virtual > 0))
+    stretches = []
+    for (learned, _), group in groups:
+        segments = list(group)
+        text = "".join(segment.text for segment in segments)
+        stretches.append(_Stretch(text, learned, sum(segment.virtual for segment in segments)))
+    return [stretch for stretch in stretches if stretch.text or stretch.virtual]
 
 
 def _assembled(
     example: Example,
-    parts: list[tuple[list[int], bool]],
+    stretches: Sequence[_Stretch],
+    ids: Sequence[list[int]],
     leading: list[int],
     tokenizer: PreTrainedTokenizerBase,
 ) -> EncodedRow:
-    written = bool(parts) and parts[0][0][: len(leading)] == leading
+    written = bool(ids) and ids[0][: len(leading)] == leading
     input_ids = [] if written or example.starts_by_itself else list(leading)
     labels = [NOT_LEARNED] * len(input_ids)
-    for ids, learned in parts:
-        input_ids += ids
-        labels += ids if learned else [NOT_LEARNED] * len(ids)
+    placed = 0
+    for stretch, words in zip(stretches, ids, strict=True):
+        tokens = [*range(-placed - 1, -placed - stretch.virtual - 1, -1)] or words
+        placed += stretch.virtual
+        input_ids += tokens
+        labels += tokens if stretch.learned else [NOT_LEARNED] * len(tokens)
     if example.ends_with_eos:
         input_ids.append(end_token(tokenizer))
         labels.append(end_token(tokenizer))
     return EncodedRow(input_ids=input_ids, labels=labels, label=example.label)
+
+
+def _length(row: EncodedRow) -> int:
+    """In words of the LM: what is learned takes no text's place."""
+    return sum(token >= 0 for token in row["input_ids"])
 
 
 def _cut(
@@ -113,10 +136,9 @@ def _cut(
     while any(segment.gives_way and segment.text for segment in example.segments):
         example = replace(example, segments=_shortened(example.segments, excess, tokenizer))
         stretches = _stretches(example)
-        ids = token_ids([text for text, _ in stretches], tokenizer)
-        parts = [(part, learned) for part, (_, learned) in zip(ids, stretches, strict=True)]
-        row = _assembled(example, parts, leading, tokenizer)
-        excess = len(row["input_ids"]) + example.spare - max_length
+        ids = token_ids([part.text for part in stretches], tokenizer)
+        row = _assembled(example, stretches, ids, leading, tokenizer)
+        excess = _length(row) + example.spare - max_length
         if excess <= 0:
             return row
     needed = max_length + excess

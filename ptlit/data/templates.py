@@ -1,14 +1,22 @@
-"""From a row to an Example: a template is read, the label word after it is learned."""
+"""From a row to an Example: a template is read, the label word after it is learned.
+
+`{soft:10}` is a place for ten virtual tokens. Without any such slot all stand before the row.
+"""
 
 from collections.abc import Mapping
 from string import Formatter
 
-from ptlit.data.example import NO_LABEL, Example, Segment
+from transformers import PreTrainedTokenizerBase
+
+from ptlit.data.example import NO_LABEL, Example, Segment, encode_all
 from ptlit.mistake import UserMistake
+
+SLOT = "soft"
+SAYING_NOTHING = ("N/A", "[MASK]", "")
 
 
 class Template:
-    """`Template("Tweet: {text}\\nSentiment:")`; other columns go by their names, `{{` is a brace."""
+    """`Template("{soft:10}Tweet: {text}\\nSentiment:")`; other columns go by their names, `{{` is a brace."""
 
     def __init__(self, template: str) -> None:
         self.template = template
@@ -18,17 +26,24 @@ class Template:
             raise UserMistake(
                 f"data.template {template!r} is broken ({error}): write {{{{ and }}}} for literal braces."
             ) from error
-        if any(conversion or spec for _, _, spec, conversion in parts):
-            raise UserMistake(f"data.template {template!r}: only plain fields like {{text}} are filled in.")
-        self.pieces = [(literal, field) for literal, field, _, _ in parts]
-        self.fields = tuple(field for _, field in self.pieces if field is not None)
+        if any(conversion or (spec and field != SLOT) for _, field, spec, conversion in parts):
+            raise UserMistake(
+                f"data.template {template!r}: only plain fields like {{text}} and slots like {{soft:10}} are "
+                "filled in."
+            )
+        self.pieces = [
+            (literal, field, _size(spec, template) if field == SLOT else 0)
+            for literal, field, spec, _ in parts
+        ]
+        self.slots = sum(size for _, _, size in self.pieces)  # virtual tokens that stand in the row
+        self.fields = tuple(field for _, field, _ in self.pieces if field not in (None, SLOT))
         if self.fields.count("text") != 1:
             raise UserMistake(f"data.template {template!r} must hold the field {{text}} exactly once.")
         # White space at the very end belongs to the first learned token: " good" is not "good".
-        literal, field = self.pieces[-1]
+        literal, field, _ = self.pieces[-1]
         self.lead = literal[len(literal.rstrip()) :] if field is None else ""
         if self.lead:
-            self.pieces[-1] = (literal.rstrip(), None)
+            self.pieces[-1] = (literal.rstrip(), None, 0)
 
     def check_fields(self, columns: set[str]) -> None:
         """`columns` are those that a row offers besides its text."""
@@ -52,11 +67,32 @@ class Template:
         fields = fields or {}
         self.check_fields(set(fields))
         segments = []
-        for literal, field in self.pieces:
+        for literal, field, size in self.pieces:
             segments.append(Segment(literal))
-            if field is not None:
+            if field == SLOT:
+                segments.append(Segment(virtual=size))
+            elif field is not None:
                 filling = text.strip() if field == "text" else fields[field]
                 segments.append(Segment(filling, gives_way=field == "text"))
         if target is not None:
             segments.append(Segment(self.lead + target, learned=True))
         return Example(tuple(segments), label, ends_with_eos and target is not None, spare)
+
+
+def content_free(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The template around words that say nothing: what an LM answers then is its own leaning.
+
+    Zhao et al. (2021), "Calibrate Before Use".
+    """
+    columns = [name for name in template.fields if name != "text"]
+    empty = [template.example(word, dict.fromkeys(columns, word)) for word in SAYING_NOTHING]
+    rows, _ = encode_all(empty, tokenizer, max_length=None)
+    return [row["input_ids"] for row in rows if row["input_ids"]]
+
+
+def _size(spec: str | None, template: str) -> int:
+    if not spec or not spec.isdecimal() or int(spec) < 1:
+        raise UserMistake(
+            f"data.template {template!r}: a slot says how many virtual tokens stand in it, as {{soft:10}}."
+        )
+    return int(spec)

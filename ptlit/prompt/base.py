@@ -91,6 +91,20 @@ class Offset(nn.Module):
         prompt.train(training)
 
 
+def check_slots(slots: int, method: type[SoftPrompt], num_virtual_tokens: int) -> None:
+    """Whether the places that a template has are for this prompt; 0 is a template without any."""
+    if slots and issubclass(method, KeyValuePrompt):
+        raise UserMistake(
+            "data.template has slots for virtual tokens, which a deep prompt does not have: leave out "
+            "{soft:...}, or choose prompt_tuning, ptuning_mlp or ptuning_lstm."
+        )
+    if slots not in (0, num_virtual_tokens):
+        raise UserMistake(
+            f"data.template has slots for {slots} virtual tokens and prompt.num_virtual_tokens is "
+            f"{num_virtual_tokens}: make them equal."
+        )
+
+
 def checked_size(key: str, value: int) -> int:
     if value < 1:
         raise UserMistake(f"prompt.{key}={value} is not a size: give 1 or more.")
