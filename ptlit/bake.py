@@ -23,6 +23,7 @@ from ptlit.data.example import Example, Segment, encode
 from ptlit.data.templates import Template
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
+from ptlit.products import plainly
 from ptlit.prompt import EmbeddingPrompt, SoftPrompt
 
 PROMPTS_FILE = "ptlit_prompts.json"  # in the checkpoint: what was baked, and how to ask for it
@@ -57,7 +58,8 @@ def bake(
     templates = {name: each.template for name, each in ingredients.items()}
     prompts = bake_tokenizer(lm.tokenizer, lengths, templates, folder, for_llama_cpp)
     add_rows(model, {prompt.ids: embeddings[prompt.name] for prompt in prompts}, len(lm.tokenizer))
-    difference = max(logit_difference(lm, model, prompt, embeddings[prompt.name]) for prompt in prompts)
+    with plainly(lm.model, model):
+        difference = max(logit_difference(lm, model, prompt, embeddings[prompt.name]) for prompt in prompts)
     allow_difference(difference, lm.dtype)
     never_say(model, [i for prompt in prompts for i in prompt.ids])
     try:

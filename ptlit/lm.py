@@ -21,6 +21,7 @@ from ptlit.bundled_lm import smollm2_folder
 from ptlit.hub import hub_is_reachable
 from ptlit.mistake import UserMistake
 from ptlit.packing import attention_is_replaceable, can_pack
+from ptlit.products import quicken
 from ptlit.quantization import Quantization, quantization_config
 
 BUNDLED = {"bundled/SmolLM2-135M-Instruct": smollm2_folder}
@@ -64,6 +65,7 @@ class FrozenLM(nn.Module):
         for parameter in model.parameters():
             if parameter.is_floating_point():  # packed integer weights of quantised LMs cannot take the call
                 parameter.requires_grad_(False)
+        quicken(model)
         self.shape = measure_shape(model)
         self.may_pack = self.shape.all_layers_attend and can_pack(model)
         self._register_state_dict_hook(_drop_keys)

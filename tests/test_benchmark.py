@@ -21,7 +21,7 @@ from ptlit.benchmark.engines import Engine, Setup
 from ptlit.benchmark.engines.full import full
 from ptlit.benchmark.engines.hf_trainer import peft_trainer
 from ptlit.benchmark.engines.of_peft import lora, peft
-from ptlit.benchmark.engines.own import ptlit, ptlit_concatenated
+from ptlit.benchmark.engines.own import ptlit, ptlit_concatenated, ptlit_recomputing
 from ptlit.benchmark.engines.own_answers import OwnAnswers
 from ptlit.benchmark.engines.padded import PaddedLoss
 from ptlit.benchmark.engines.peft_answers import PeftAnswers
@@ -35,6 +35,7 @@ from ptlit.config import conf_folder
 from ptlit.mistake import UserMistake
 from ptlit.overrides import preflight
 from ptlit.peft_format import write_adapter
+from ptlit.products import restore
 
 METHODS = ("prompt_tuning", "ptuning_mlp", "ptuning_lstm", "prefix_tuning", "prefix_projection", "ptuning_v2")
 LENGTHS = (9, 14, 6, 11)
@@ -60,7 +61,7 @@ def setup(method: str | None = None, layers: int = 2) -> Setup:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("make_engine", [ptlit_concatenated, peft, peft_trainer])
+@pytest.mark.parametrize("make_engine", [ptlit_recomputing, ptlit_concatenated, peft, peft_trainer])
 def test_engines_agree_before_and_after_training(method: str, make_engine: object) -> None:
     """Three steps on the same rows with the same optimizer lead to the same place."""
     ours, theirs = ptlit(setup(method)), make_engine(setup(method))
@@ -151,6 +152,7 @@ def test_necessary_operations_are_those_that_torch_counts(method: str) -> None:
     """Without padding little can be saved of a step: what is masked, and the first layer's gradients."""
     given = setup(method, layers=12)
     given.lm.model.set_attn_implementation("eager")  # the other kernels it does not count
+    restore(given.lm.model)  # nor oneDNN's
     rows = [batches()[0][1]]  # one row
     engine = ptlit(given)
     with FlopCounterMode(display=False) as counter:

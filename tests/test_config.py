@@ -66,7 +66,10 @@ def test_what_is_shipped_is_right(experiment: str) -> None:
         ("trainer.gradient_clip_val=few", "trainer.gradient_clip_val=few must be a number or null."),
         ("trainer.enable_model_summary=1", "trainer.enable_model_summary=1 must be true or false or null."),
         ("data.on_bad_row=skp", "data.on_bad_row=skp must be one of error, skip: did you mean skip?"),
-        ("data.label_words={a: 3}", "data.label_words={a: 3} must be a mapping to text or a list, each text or null."),
+        (
+            "data.label_words={a: 3}",
+            "data.label_words={a: 3} must be a mapping to text or a list, each text or null.",
+        ),
         ("seed=-1", "seed=-1 must be a whole number, 0 or more."),
         ("seed=soon", "seed=soon must be a whole number, 0 or more."),
         ("optim.lr=0", "optim.lr=0 must be above 0."),

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from ptlit.benchmark.case import Row
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
+from ptlit.products import restore
 from ptlit.prompt import SoftPrompt
 from ptlit.signature import guess
 
 # Names, not functions: a worker imports what its own engine needs, and no more.
 ENGINES = {
     "ptlit": "ptlit.benchmark.engines.own.ptlit",
+    "ptlit_recomputing": "ptlit.benchmark.engines.own.ptlit_recomputing",
     "ptlit_concatenated": "ptlit.benchmark.engines.own.ptlit_concatenated",
     "peft": "ptlit.benchmark.engines.of_peft.peft",
     "peft_trainer": "ptlit.benchmark.engines.hf_trainer.peft_trainer",
@@ -46,6 +49,12 @@ class Setup:
     prompt: SoftPrompt | None  # on the LM's device, at its start
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     batches: Sequence[Rows]  # all that it will meet, in this order, round and round
+
+    @property
+    def plain_model(self) -> PreTrainedModel:
+        """The LM without anything of ptlit's in it."""
+        restore(self.lm.model)
+        return self.lm.model
 
 
 class Engine(ABC):

@@ -5,5 +5,5 @@ from ptlit.benchmark.engines.padded import PaddedLoss
 
 
 def full(setup: Setup) -> PlainLoop:
-    model = setup.lm.model.requires_grad_(True)
+    model = setup.plain_model.requires_grad_(True)
     return PlainLoop(model, PaddedLoss(setup.lm, model), dict(model.named_parameters()), setup.optimizer)

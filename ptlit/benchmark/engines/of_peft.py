@@ -32,7 +32,7 @@ def peft(setup: Setup) -> PlainLoop:
 
 def lora(setup: Setup) -> PlainLoop:
     config = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
-    model = cast(nn.Module, get_peft_model(setup.lm.model, config))
+    model = cast(nn.Module, get_peft_model(setup.plain_model, config))
     learned = {name: value for name, value in model.named_parameters() if value.requires_grad}
     return PlainLoop(model, PaddedLoss(setup.lm, model), learned, setup.optimizer)
 
@@ -40,7 +40,7 @@ def lora(setup: Setup) -> PlainLoop:
 def peft_model(setup: Setup) -> PeftModel:
     """PEFT's encoder with our prompt's values: structure and names of the two are the same."""
     assert setup.prompt is not None
-    model = cast(PeftModel, get_peft_model(setup.lm.model, peft_config(setup.prompt)))
+    model = cast(PeftModel, get_peft_model(setup.plain_model, peft_config(setup.prompt)))
     ours = setup.prompt.state_dict()
     encoder = model.prompt_encoder["default"]
     encoder.load_state_dict({name: value for name, value in ours.items() if not name.startswith("offset")})

@@ -1,4 +1,4 @@
-"""ptlit as SoftPromptModule.training_step runs it, and by its slow reference route."""
+"""ptlit as SoftPromptModule.training_step runs it, with less memory, and by its slow reference route."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +14,12 @@ from ptlit.prompted_lm import PromptedLM
 def ptlit(setup: Setup) -> PlainLoop:
     prompted_lm = PromptedLM(setup.lm, setup.prompt)
     return _loop(setup, prompted_lm, prompted_lm.forward)
+
+
+def ptlit_recomputing(setup: Setup) -> PlainLoop:
+    """As with model.gradient_checkpointing=true."""
+    setup.lm.gradient_checkpointing = True
+    return ptlit(setup)
 
 
 def ptlit_concatenated(setup: Setup) -> PlainLoop:

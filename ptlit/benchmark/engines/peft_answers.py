@@ -8,11 +8,13 @@ from peft import PeftModel
 from ptlit.benchmark.answers import Answers, Questions, Texts, Tokens, cut_at_end, left_padded
 from ptlit.benchmark.case import Node
 from ptlit.lm import FrozenLM
+from ptlit.products import restore
 
 
 class PeftAnswers(Answers):
     def __init__(self, lm: FrozenLM, adapter: Path, prompt: Node, questions: Questions):
         self.lm, self.questions = lm, questions
+        restore(lm.model)
         self.model = PeftModel.from_pretrained(lm.model, str(adapter)).eval()
 
     def begin(self) -> None:

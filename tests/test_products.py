@@ -1,0 +1,75 @@
+"""A frozen LM computes by oneDNN what it would compute by PyTorch; where it must not, it does not."""
+
+import pickle
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, tiny_lm
+from torch import Tensor, nn
+
+from ptlit.products import PLAIN, available, plainly, product, quicken, restore
+
+pytestmark = pytest.mark.skipif(not available(), reason="this PyTorch has no oneDNN")
+
+
+def logits_and_gradient(model: nn.Module, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    embeddings = embeddings.clone().requires_grad_()
+    logits = model(inputs_embeds=embeddings, use_cache=False).logits
+    weights = torch.linspace(-1, 1, logits.numel()).view_as(logits).to(logits.dtype)
+    return logits.detach(), torch.autograd.grad((logits * weights).sum(), embeddings)[0]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logits_and_gradients_are_those_of_float64(architecture: str) -> None:
+    model = tiny_lm(architecture, spread=0.3).model
+    quick = [module for module in model.modules() if type(module) in PLAIN]
+    assert len(quick) >= 9  # the layers of two blocks, and the head
+    embeddings = torch.randn(3, 7, 32)
+    found, plain = logits_and_gradient(model, embeddings), None
+    with plainly(model):
+        assert not any(type(module) in PLAIN for module in model.modules())
+        plain = logits_and_gradient(model, embeddings)
+    assert all(type(module) in PLAIN for module in quick)
+    exact = logits_and_gradient(model.double(), embeddings.double())
+    for one, usual, right in zip(found, plain, exact, strict=True):
+        error, usual_error = (float((each - right).abs().max()) for each in (one, usual))
+        assert error <= 1e-5 * float(right.abs().max()) + 3 * usual_error
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_and_its_gradient(bias: bool) -> None:
+    inputs, weight = torch.randn(2, 3, 5, requires_grad=True), torch.randn(4, 5)
+    offset = torch.randn(4) if bias else None
+    strange = torch.ones(()).expand(2, 3, 4)  # a gradient that no memory holds
+    for rows in (inputs, inputs.transpose(0, 1)):
+        other = nn.functional.linear(rows, weight, offset)
+        mine = product(rows, weight, offset)
+        torch.testing.assert_close(mine, other)
+        gradients = [torch.autograd.grad(each, inputs, strange.reshape(each.shape)) for each in (mine, other)]
+        torch.testing.assert_close(*gradients)
+
+
+def test_a_weight_that_learns_gets_its_gradient() -> None:
+    layer = tiny_lm("llama").model.model.layers[0].mlp.up_proj.requires_grad_(True)
+    layer(torch.randn(2, 32)).sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
+
+
+def test_other_types_and_autocast_are_left_to_pytorch() -> None:
+    model = tiny_lm("llama").model
+    layer = model.model.layers[0].mlp.up_proj
+    rows = torch.randn(2, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(rows).dtype == torch.bfloat16
+    assert model.bfloat16().model.layers[0].mlp.up_proj(rows.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_model_can_be_copied_and_restored() -> None:
+    model = tiny_lm("gpt2").model
+    ids = torch.arange(3, 9)[None]
+    copy = pickle.loads(pickle.dumps(model))
+    assert torch.equal(copy(ids).logits, model(ids).logits)
+    restore(copy)
+    before = {type(module) for module in copy.modules()}
+    quicken(copy)
+    assert {type(module) for module in copy.modules()} != before
