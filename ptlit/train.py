@@ -29,9 +29,11 @@ from ptlit.peft_format import write_adapter
 from ptlit.quiet import quiet
 from ptlit.run import check_base_model, completed, lora_fingerprint
 from ptlit.run_folder import RunFolder
+from ptlit.slurm import requeued_before_the_end
 from ptlit.summary import parameter_counts, print_start, print_summary
 
 
+@requeued_before_the_end()
 def train(cfg: DictConfig) -> float:
     """One run, start to finish; the validation score of its best checkpoint, which sweepers maximise or
     minimise.
