@@ -252,3 +252,30 @@ def test_what_cannot_be_had_is_said(
     for other in ({"use_cache": False}, {"cache_implementation": "static"}):
         with pytest.raises(UserMistake, match="takes back tokens from its cache"):
             prompted_lm.generate(ids[:1], mask[:1], prompt_lookup_num_tokens=3, **other)
+
+
+@pytest.mark.parametrize("method", INPUT_METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_virtual_tokens_among_the_words(family: str, method: str) -> None:
+    """Two words stand before the places (ids below 0), in rows that are padded on the left."""
+    lm = strong(family, torch.float32)  # in float64 Bloom's own attention has no finite value for padding
+    prompted_lm = PromptedLM(lm, prompted(lm, method).prompt, slots=6).eval()
+    words, mask = left_padded((9, 5))
+    places = -1 - torch.arange(6).expand(2, -1)
+    rows, expected = [], []
+    for row, seen in zip(words, mask.bool(), strict=True):
+        before, after = row[seen][:2], row[seen][2:]
+        rows.append(torch.cat([row[~seen], before, places[0], after]))
+        for _ in range(NEW):
+            embeddings = torch.cat([lm.embed(before), prompted_lm.prompt(), lm.embed(after)])
+            best = lm.model(inputs_embeds=embeddings[None], use_cache=False).logits[0, -1].argmax()
+            after = torch.cat([after, best[None]])
+        expected.append(torch.cat([rows[-1], after[-NEW:]]))
+    ids, mask = torch.stack(rows), torch.nn.functional.pad(mask, (0, 6), value=1)
+    for options in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
+        written = prompted_lm.generate(ids, mask, do_sample=False, **ENDLESS, **options)
+        assert torch.equal(written, torch.stack(expected)), options
+    penalised = {"repetition_penalty": 1.5, "num_beams": 2, "num_return_sequences": 2}
+    assert prompted_lm.generate(ids, mask, **ENDLESS, **penalised).shape == (4, 15 + NEW)
+    with pytest.raises(UserMistake, match="Assisted generation reads words alone"):
+        prompted_lm.generate(ids[:1], mask[:1], prompt_lookup_num_tokens=2)
