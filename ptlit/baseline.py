@@ -16,7 +16,7 @@ from ptlit.prompted_lm import PromptedLM
 
 def hard_prompt(lm: FrozenLM, data: TextData[Any], trainer: L.Trainer) -> dict[str, float]:
     """The LM reads template and text without any virtual token."""
-    module = SoftPromptModule(PromptedLM(lm, None), label_words=data.label_words)
+    module = SoftPromptModule(PromptedLM(lm.untrained, None), label_words=data.label_words)
     measured = trainer.test(module, datamodule=data, verbose=False)[0]
     return {name: measured[f"test/{name}"] for name in module.metrics_of("test").headline}
 

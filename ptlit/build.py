@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ptlit.data import TextData
 from ptlit.lm import FrozenLM
+from ptlit.lora import with_lora
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
 from ptlit.peft_format import read_adapter
@@ -47,6 +48,8 @@ def build(cfg: DictConfig) -> Training:
     loggers: list[Logger] = [make(node) for node in (cfg.logger or {}).values() if node]
     trainer = build_trainer(cfg, list(callbacks.values()), loggers)
     lm: FrozenLM = make(cfg.model)
+    if node := OmegaConf.select(cfg, "lora"):
+        lm = with_lora(lm, make(node))
     data: TextData[Any] = make(cfg.data, tokenizer=lm.tokenizer, seed=cfg.seed)
     data.setup()
     module = build_module(cfg, lm, data)

@@ -24,7 +24,7 @@ ROWS = {  # of metrics.json, as a reader wants them
     "untrained LM, same template, test": "baseline/hard_prompt/",
     "always the most frequent class, test": "baseline/majority/",
 }
-SHAPING = ("prompt", "data", "optim", "schedule", "trainer")
+SHAPING = ("lora", "prompt", "data", "optim", "schedule", "trainer")
 COLUMNS = {"accuracy": "accuracy", "macro_f1": "macro F1", "loss": "loss", "perplexity": "perplexity"}
 
 ADAPTER = """\
@@ -40,7 +40,7 @@ tags:
 # {method} for {base_model}
 
 A soft prompt of {count} virtual tokens, trained by ptlit on {data}. The LM
-itself is unchanged.
+itself {unchanged}.
 
 {metrics}## Use
 
@@ -57,12 +57,7 @@ USE = """\
 In this folder, with `pip install peft transformers`:
 
 ```python
-import torch
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-
-model = AutoPeftModelForCausalLM.from_pretrained(".", dtype={dtype}).eval()
-tokenizer = AutoTokenizer.from_pretrained(model.peft_config["default"].base_model_name_or_path)
+{load}
 row = tokenizer({text}, return_tensors="pt")
 written = model.generate(**row, max_new_tokens={new_tokens}, do_sample=False)
 print(tokenizer.decode(written[0, row["input_ids"].shape[1] :], skip_special_tokens=True))
@@ -71,6 +66,25 @@ print(tokenizer.decode(written[0, row["input_ids"].shape[1] :], skip_special_tok
 IN_SLOTS = """\
 It was trained with its virtual tokens inside the template `{template!r}`. PEFT loads it, but puts them before
 the text, where it was not trained to stand; `ptlit.evaluate` and `ptlit.predict` put them in their places."""
+
+ALONE_IN_PEFT = """\
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained(".", dtype={dtype}).eval()
+tokenizer = AutoTokenizer.from_pretrained(model.peft_config["default"].base_model_name_or_path)"""
+
+BESIDE_LORA_IN_PEFT = """\
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = PeftConfig.from_pretrained(".").base_model_name_or_path
+model = AutoModelForCausalLM.from_pretrained(name, dtype={dtype})
+model = PeftModel.from_pretrained(model, "{lora}").merge_and_unload()  # PEFT has no other way for both
+model = PeftModel.from_pretrained(model, ".").eval()
+tokenizer = AutoTokenizer.from_pretrained(name)"""
 
 CHECKPOINT = """\
 ---
@@ -230,25 +244,31 @@ def adapter_card(
     label_words: LabelWords | None,
     cfg: DictConfig,
     metrics: Mapping[str, float],
+    lora: str | None = None,
 ) -> str:
+    """`lora` is where the LM's lies, as seen from the card."""
     named = f" (labels: {', '.join(label_words.names)})" if label_words else ""
     return ADAPTER.format(
         method=type(prompt).__name__,
         peft_type=prompt.peft_type.lower().replace("_", "-"),
         count=prompt.num_virtual_tokens,
         base_model=lm.name,
+        unchanged="is unchanged" if lora is None else f"has a LoRA, in `{lora}`",
         data=f"{unplaced(cfg.data.get('path'))}{named}",
         metrics=metrics_table(metrics),
-        use=adapter_use(lm, template, label_words),
+        use=adapter_use(lm, template, label_words, lora),
         settings=table(("setting", "value"), [(key, f"`{value}`") for key, value in settings(cfg)]),
     )
 
 
-def adapter_use(lm: FrozenLM, template: Template | None, label_words: LabelWords | None) -> str:
+def adapter_use(
+    lm: FrozenLM, template: Template | None, label_words: LabelWords | None, lora: str | None
+) -> str:
     if template is not None and template.slots:
         return IN_SLOTS.format(template=template.template)
     text, new_tokens = repr(example_text(template)), answer_length(label_words)
-    return USE.format(dtype=lm.loaded_dtype, text=text, new_tokens=new_tokens)
+    load = ALONE_IN_PEFT if lora is None else BESIDE_LORA_IN_PEFT
+    return USE.format(load=load.format(dtype=lm.loaded_dtype, lora=lora), text=text, new_tokens=new_tokens)
 
 
 def checkpoint_card(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt]) -> str:

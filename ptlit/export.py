@@ -18,6 +18,7 @@ from ptlit.cards import Source, adapter_card, checkpoint_card, llama_cpp_card, p
 from ptlit.command import command
 from ptlit.data.example import leading_tokens
 from ptlit.lm import load_lm
+from ptlit.lora import write_lora
 from ptlit.mistake import UserMistake
 from ptlit.peft_format import CONFIG, prompt_in, read_config, write_adapter
 from ptlit.prefix_file import write_prefix
@@ -53,6 +54,7 @@ def export(
     }[format]
     with new_folder(Path(output).expanduser()) as part:
         sources = {name: opened(path, checkpoint, lm, trust_code) for name, path in paths.items()}
+        check_lora(format, paths, sources)
         check_one_lm(paths, sources)
         said = write(sources, part)
     print(f"{said}\n{format} {output}, see {Path(output, 'README.md')}", flush=True)
@@ -133,6 +135,14 @@ def check_one_lm(paths: Mapping[str, Path], sources: Sources) -> None:
             )
 
 
+def check_lora(format: Format, paths: Mapping[str, Path], sources: Sources) -> None:
+    worn = [paths[name] for name, source in sources.items() if source.lm.has_lora]
+    if worn and format != "peft":
+        raise UserMistake(
+            f"{worn[0]} has a LoRA on its LM, which format={format} does not take along: use format=peft."
+        )
+
+
 def prompt_of(source: Source) -> SoftPrompt:
     assert source.prompted_lm.prompt is not None
     return source.prompted_lm.prompt
@@ -176,10 +186,13 @@ def write_peft(sources: Sources, folder: Path) -> str:
     (source,) = sources.values()
     prompt, lm = prompt_of(source), source.lm
     write_adapter(folder, prompt, lm.shape, lm.name, lm.revision)
+    if lm.has_lora:
+        write_lora(folder / "lora", lm)
     if source.cfg is not None:
-        card = adapter_card(lm, prompt, source.template, source.label_words, source.cfg, source.metrics)
-        write_card(folder, card)
-    return f"{prompt.peft_type} for {lm.name}."
+        read = (source.template, source.label_words)
+        beside = "lora" if lm.has_lora else None
+        write_card(folder, adapter_card(lm, prompt, *read, source.cfg, source.metrics, beside))
+    return f"{prompt.peft_type} for {lm.name}{', and its LoRA' if lm.has_lora else ''}."
 
 
 def write_vllm(sources: Sources, folder: Path) -> str:

@@ -1,5 +1,6 @@
 """The frozen causal LM: where its files come from, how it is loaded, and that nothing changes it."""
 
+import copy
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class LMShape:
 
 class FrozenLM(nn.Module):
     """A causal LM in eval mode for good: no gradients, not in checkpoints, not copied, not sent between
-    ranks.
+    ranks. Of a LoRA on it, where `trains_lora`, nothing of this holds.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class FrozenLM(nn.Module):
         name: str = "in-memory",
         revision: str | None = None,
         gradient_checkpointing: bool = False,
+        base: "FrozenLM | None" = None,  # the same LM without LoRA, sharing all other weights
+        trains_lora: bool = False,
     ):
         super().__init__()
         self.model = model.eval()
@@ -66,6 +69,10 @@ class FrozenLM(nn.Module):
             if parameter.is_floating_point():  # packed integer weights of quantised LMs cannot take the call
                 parameter.requires_grad_(False)
         quicken(model)
+        self._base = (base,)  # in a tuple it is no part of this module
+        self.trained = {name: p for name, p in model.named_parameters() if trains_lora and "lora_" in name}
+        for parameter in self.trained.values():
+            parameter.requires_grad_(True)
         self.shape = measure_shape(model)
         self.may_pack = self.shape.all_layers_attend and can_pack(model)
         self._register_state_dict_hook(_drop_keys)
@@ -75,10 +82,52 @@ class FrozenLM(nn.Module):
     place_in_checkpoint: str
 
     def train(self, mode: bool = True) -> "FrozenLM":
+        if self.trained:
+            for name, module in self.model.named_modules():
+                if ".lora_dropout." in name:
+                    module.train(mode)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenLM":
         """Weight averaging deep-copies its module; what never changes can be shared."""
+        return self.changed(self.copied_model(), trains_lora=True) if self.trained else self
+
+    def copied_model(self) -> PreTrainedModel:
+        """A model to be changed, which shares the memory of all that is frozen."""
+        held = [*self.model.parameters(), *self.model.buffers()]
+        trained = {id(each) for each in self.trained.values()}
+        return copy.deepcopy(self.model, {id(each): each for each in held if id(each) not in trained})
+
+    def changed(self, model: PreTrainedModel, trains_lora: bool) -> "FrozenLM":
+        """This LM with a LoRA in it."""
+        return FrozenLM(
+            model,
+            self.tokenizer,
+            self.name,
+            self.revision,
+            self.gradient_checkpointing,
+            base=self.base,
+            trains_lora=trains_lora,
+        )
+
+    @property
+    def base(self) -> "FrozenLM":
+        """Without LoRA."""
+        return self._base[0] or self
+
+    @property
+    def has_lora(self) -> bool:
+        return self._base[0] is not None
+
+    @property
+    def untrained(self) -> "FrozenLM":
+        """As it was before any training: what a trained prompt is compared with."""
+        return self.base if self.trained else self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FrozenLM":
+        super()._apply(fn, recurse)
+        if self.has_lora:  # weights are shared and have followed, buffers have not
+            self.base._apply(fn, recurse)
         return self
 
     @property
@@ -99,12 +148,14 @@ class FrozenLM(nn.Module):
         return self.model.get_input_embeddings()(ids)
 
 
-# Strict loading stays on: the LM's keys are dropped on saving and not missed on loading.
+# Strict loading stays on: the LM's keys, those of what is trained apart, are dropped on saving and not missed
+# on loading.
 
 
-def _drop_keys(lm: nn.Module, state: dict[str, Tensor], place: str, metadata: object) -> None:
+def _drop_keys(lm: FrozenLM, state: dict[str, Tensor], place: str, metadata: object) -> None:
     for key in [key for key in state if key.startswith(place)]:
-        del state[key]
+        if key.removeprefix(f"{place}model.") not in lm.trained:
+            del state[key]
 
 
 def _remember_place(lm: FrozenLM, state: object, place: str, *rest: object) -> None:
@@ -112,7 +163,9 @@ def _remember_place(lm: FrozenLM, state: object, place: str, *rest: object) -> N
 
 
 def _do_not_miss_keys(lm: FrozenLM, keys: Any) -> None:
-    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(lm.place_in_checkpoint)]
+    place = lm.place_in_checkpoint
+    needed = {f"{place}model.{name}" for name in lm.trained}
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(place) or key in needed]
 
 
 def measure_shape(model: PreTrainedModel) -> LMShape:

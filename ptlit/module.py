@@ -1,4 +1,4 @@
-"""How a prompted LM is trained and judged: the LightningModule. Its state_dict is the prompt alone."""
+"""How a prompted LM is trained and judged: the LightningModule. Its state_dict is what is trained alone."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -48,7 +48,7 @@ class SoftPromptModule(L.LightningModule):
         self._ddp_params_and_buffers_to_ignore = [
             name
             for name, value in [*self.named_parameters(), *self.named_buffers()]
-            if name.startswith("prompted_lm.lm.")
+            if name.startswith("prompted_lm.lm.") and not value.requires_grad
         ]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -58,7 +58,7 @@ class SoftPromptModule(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(keep))
         if self.kl_weight:
             with torch.no_grad():
-                untrained = PromptedLM(self.prompted_lm.lm, None)
+                untrained = PromptedLM(self.prompted_lm.lm.untrained, None)
                 own = untrained(batch["input_ids"], batch["attention_mask"], keep)  # (N, V)
             moved = divergence(logits, own)
             self.log("train/kl", moved, batch_size=len(keep))

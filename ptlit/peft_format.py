@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptlit.lm import LMShape
 from ptlit.mistake import UserMistake
@@ -189,9 +189,9 @@ def prompt_in(folder: Path, shape: LMShape) -> SoftPrompt:
     return prompt
 
 
-def check_tensors(title: str, prompt: SoftPrompt, found: Mapping[str, Tensor]) -> None:
-    """All of a prompt's tensors, or a mistake that names those that differ."""
-    expected = prompt.state_dict()
+def check_tensors(title: str, module: nn.Module, found: Mapping[str, Tensor]) -> None:
+    """All of a module's tensors, or a mistake that names those that differ."""
+    expected = module.state_dict()
     differences = [
         *(f"{name} is missing" for name in expected if name not in found),
         *(f"{name} is unknown" for name in found if name not in expected),
@@ -202,4 +202,4 @@ def check_tensors(title: str, prompt: SoftPrompt, found: Mapping[str, Tensor]) -
         ),
     ]
     if differences:
-        raise UserMistake(f"{title} does not fit {type(prompt).__name__}: {', '.join(differences)}.")
+        raise UserMistake(f"{title} does not fit {type(module).__name__}: {', '.join(differences)}.")

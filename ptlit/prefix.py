@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import CacheLayerMixin
 
 
@@ -63,10 +63,25 @@ class Prefix:
     def growing_cache(self, model: PreTrainedModel, batch_size: int) -> DynamicCache:
         """An ordinary cache that begins with the prefix in every row: for generation."""
         cache = DynamicCache(config=model.config.get_text_config())
+        self._fill(cache, batch_size)
+        return cache
+
+    def static_cache(self, model: PreTrainedModel, batch_size: int, room: int) -> StaticCache:
+        """The same with fixed memory for `room` tokens behind the prefix."""
+        cache = StaticCache(config=model.config.get_text_config(), max_cache_len=self.length + room)
+        self._fill(cache, batch_size)
+        return cache
+
+    def _fill(self, cache: Cache, batch_size: int) -> None:
         for index, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             rows = (batch_size, -1, -1, -1)
             cache.update(keys.expand(rows), values.expand(rows), index)  # (B, K, P, D)
-        return cache
+
+
+def window(model: PreTrainedModel) -> int | None:
+    """How far back the nearest-sighted layers see, where some do not see all."""
+    layers: list[Any] = DynamicCache(config=model.config.get_text_config()).layers
+    return min((layer.sliding_window for layer in layers if layer.is_sliding), default=None)
 
 
 class _SharedPrefixLayer(CacheLayerMixin):
@@ -104,3 +119,6 @@ class _SharedPrefixLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """All rows see the same."""

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from ptlit.decoding import Decoding, cache_behind, padding_first, refuse, side_by_side, unpadded
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
 from ptlit.packing import Pack, read_packed
-from ptlit.prefix import Prefix
+from ptlit.prefix import Prefix, window
 from ptlit.prompt import EmbeddingPrompt, SoftPrompt
 from ptlit.prompt.base import check_slots
 from ptlit.recompute import recomputing
@@ -178,22 +179,60 @@ class PromptedLM(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, prefix: Prefix | None = None, **generation: Any
     ) -> Tensor:
         """transformers' `generate` behind the prompt: the input ids (left-padded) followed by new tokens."""
-        if self._copies or self.in_rows:
-            new = self.lm.model.generate(
-                inputs_embeds=self.embedded(input_ids),
-                attention_mask=self._seen(attention_mask),
-                **generation,
-            )
-            return torch.cat([input_ids, new], dim=1)
+        decoding = Decoding.asked(self.lm.model, generation, input_ids.shape[1])
+        refuse(decoding, attention_mask)
         prefix = prefix if prefix is not None else self.prefix()
-        if prefix is None:
-            return self.lm.model.generate(input_ids=input_ids, attention_mask=attention_mask, **generation)
-        return self.lm.model.generate(
-            input_ids=input_ids,
-            attention_mask=self._seen(attention_mask),
-            past_key_values=prefix.growing_cache(self.lm.model, len(input_ids)),
-            **generation,
-        )
+        new = (
+            self._new_tokens_by_length(input_ids, attention_mask, prefix, decoding)
+            if self._padding_hides_the_prefix(attention_mask, prefix, decoding)
+            else self._new_tokens(*unpadded(input_ids, attention_mask), prefix, decoding)
+        )  # (B * sequences, M)
+        return torch.cat([input_ids.repeat_interleave(decoding.sequences, dim=0), new], dim=1)
+
+    def _padding_hides_the_prefix(
+        self, attention_mask: Tensor, prefix: Prefix | None, decoding: Decoding
+    ) -> bool:
+        """Padding stands between prefix and text, and to a sliding window it is as long as words."""
+        lengths = attention_mask.sum(1)
+        if prefix is None or lengths.min() == lengths.max():
+            return False
+        nearest = window(self.lm.model)
+        return nearest is not None and prefix.length + int(lengths.max()) + decoding.new_tokens > nearest
+
+    def _new_tokens_by_length(
+        self, input_ids: Tensor, attention_mask: Tensor, prefix: Prefix | None, decoding: Decoding
+    ) -> Tensor:
+        lengths, parts = attention_mask.sum(1), []
+        for length in lengths.unique().tolist():
+            rows = lengths == length
+            ids = input_ids[rows, -length:]
+            new = self._new_tokens(ids, torch.ones_like(ids), prefix, decoding)
+            parts.append((rows.repeat_interleave(decoding.sequences).nonzero()[:, 0], new))
+        return side_by_side(parts, decoding.pad_id)
+
+    def _new_tokens(
+        self, input_ids: Tensor, attention_mask: Tensor, prefix: Prefix | None, decoding: Decoding
+    ) -> Tensor:
+        model, behind = self.lm.model, {"attention_mask": attention_mask}
+        if self._copies or self.in_rows:
+            if decoding.is_assisted:
+                raise UserMistake(
+                    "Assisted generation reads words alone, and here virtual tokens are among them."
+                )
+            embeddings, mask = padding_first(self.embedded(input_ids), self._seen(attention_mask))
+            behind = {"inputs_embeds": embeddings, "attention_mask": mask}
+            input_ids = input_ids.where(input_ids >= 0, decoding.pad_id)  # in a virtual token's place
+        cache: dict[str, Any] = {}
+        if prefix is not None:
+            mask = self._seen(attention_mask)
+            behind = {"attention_mask": mask, **self._positions(mask, prefix.length)}
+            cache = {"past_key_values": cache_behind(prefix, model, decoding, input_ids)}
+            decoding = decoding.but(cache_implementation=None)
+        try:
+            whole = model.generate(input_ids=input_ids, **behind, **cache, **decoding.options)
+        except ValueError as error:  # what this family, or transformers at all, cannot do
+            raise UserMistake(f"This LM cannot generate so: {' '.join(str(error).split())}") from error
+        return whole[:, input_ids.shape[1] :]
 
     def _packed_logits(
         self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, lead: int, prefix: Prefix | None

@@ -12,13 +12,19 @@ RESUME = "resume="
 
 
 def resumed(argv: Sequence[str]) -> list[str]:
-    """`argv` followed by the overrides and the folder of the run it resumes; as it is if it resumes none."""
+    """`argv` followed by the overrides and the folder of the run it resumes; as it is if it resumes none.
+
+    A command that names one folder both for its run and to go on with begins there, and goes on when it is
+    said again: a job that is queued again has no other words.
+    """
     said = [word.removeprefix(RESUME).strip("'\"") for word in argv if word.startswith(RESUME)]
     folder = Path(said[-1]) if said else None
     if folder is None or str(folder) in ("null", "."):
         return list(argv)
     new_keys = {_key(word) for word in argv}
     run = RunFolder(folder)
+    if not run.has_checkpoint() and _own_folder(argv) == folder:
+        return [word for word in argv if not word.startswith(RESUME)]
     run.last_checkpoint()
     if run.metrics.is_file() and not new_keys & {"trainer.max_steps", "trainer.max_epochs"}:
         raise UserMistake(
@@ -30,6 +36,11 @@ def resumed(argv: Sequence[str]) -> list[str]:
     again = [str(word) for word in OmegaConf.load(saved) if _key(str(word)) not in new_keys]
     here = [] if "hydra.run.dir" in new_keys else [f"hydra.run.dir='{folder}'"]
     return [*argv, *again, *here]
+
+
+def _own_folder(argv: Sequence[str]) -> Path | None:
+    said = [word.partition("=")[2].strip("'\"") for word in argv if _key(word) == "hydra.run.dir"]
+    return Path(said[-1]) if said else None
 
 
 def _key(word: str) -> str:

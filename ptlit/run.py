@@ -20,15 +20,16 @@ from ptlit.data import ChatData, ClassificationData, LabelWords, Template
 from ptlit.data.classification import listening
 from ptlit.fingerprint import fingerprint
 from ptlit.lm import FrozenLM
+from ptlit.lora import Lora, with_lora
 from ptlit.mistake import UserMistake
 from ptlit.peft_format import check_tensors
 from ptlit.prompt import SoftPrompt
 from ptlit.prompted_lm import PromptedLM
 from ptlit.run_folder import RunFolder
 
-PROMPT = "prompted_lm.prompt."  # how the names of a checkpoint's tensors begin
+PROMPT, LM = "prompted_lm.prompt.", "prompted_lm.lm."  # how the names of a checkpoint's tensors begin
 NEEDED = ("seed", "data.max_length", "data.eval_batch_size", "data.on_bad_row")
-PARTS = ("model", "prompt", "data")  # of a config: what it takes to read a text
+PARTS = ("model", "prompt", "data")  # of a config: what it takes to read a text; and `lora`, if there is one
 
 
 @dataclass
@@ -62,9 +63,11 @@ def open_run(
     cfg = read_config(folder)
     check_parts(folder, cfg, trust_code)
     state = read_checkpoint(folder, checkpoint)
-    frozen = make(cfg.model, **({"name_or_path": lm} if lm else {}))
+    title = f"{folder.root} ({checkpoint}.ckpt)"
+    frozen = open_lm(folder, cfg, lm)
     check_base_model(folder, frozen)
-    prompt = load_prompt(cfg, frozen, state, f"{folder.root} ({checkpoint}.ckpt)")
+    load_lora(frozen, tensors_of(state, LM), title)
+    prompt = load_prompt(cfg, frozen, tensors_of(state, PROMPT), title)
     template, label_words = reading(folder, cfg, frozen)
     slots = template.slots if template is not None else 0
     prompted_lm = PromptedLM(frozen, prompt, slots).to(frozen.device).eval()
@@ -74,7 +77,7 @@ def open_run(
 def completed(cfg: DictConfig, data: Any) -> DictConfig:
     """The config with what was found in the data, and with whole paths: it then holds in any folder."""
     full = cfg.copy()
-    for key in ("model.name_or_path", "data.path", "data.val_path", "data.test_path"):
+    for key in ("model.name_or_path", "lora.path", "data.path", "data.val_path", "data.test_path"):
         given = OmegaConf.select(full, key)
         if given is not None and (there := Path(given).expanduser()).exists():
             OmegaConf.update(full, key, str(there.absolute()))
@@ -125,7 +128,7 @@ def read_config(folder: RunFolder) -> DictConfig:
 def check_parts(folder: RunFolder, cfg: DictConfig, trust_code: bool) -> None:
     """Before any of it is imported or built."""
     mistakes = []
-    for part in PARTS:
+    for part in (*PARTS, "lora") if cfg.get("lora") else PARTS:
         node = options_of(cfg[part])
         node.pop("init", None)  # where a prompt started is past, and may be gone
         foreign = [] if trust_code else foreign_code(part, node)
@@ -145,7 +148,7 @@ def foreign_code(part: str, node: dict[str, Any]) -> list[str]:
     if part == "model":
         inner += ["trust_remote_code"] if node.get("trust_remote_code") else []
         return inner if target == "ptlit.lm.load_lm" else [target, *inner]
-    kind = {"prompt": SoftPrompt, "data": LightningDataModule}[part]
+    kind: type = {"prompt": SoftPrompt, "data": LightningDataModule, "lora": Lora}[part]
     found = find_target(part, target)[0] if target.startswith(f"ptlit.{part}.") else None
     ours = isinstance(found, type) and issubclass(found, kind) and found.__module__.startswith("ptlit.")
     return inner if ours else [target, *inner]
@@ -159,7 +162,7 @@ def targets_in(value: Any) -> list[str]:
 
 
 def read_checkpoint(folder: RunFolder, name: str) -> dict[str, Tensor]:
-    """The tensors of the prompt, under its own names."""
+    """The tensors of the prompt, and of a LoRA that was trained with it."""
     path = folder.checkpoints / f"{name}.ckpt"
     if not path.is_file():
         there = sorted(each.stem for each in folder.checkpoints.glob("*.ckpt"))
@@ -169,7 +172,25 @@ def read_checkpoint(folder: RunFolder, name: str) -> dict[str, Tensor]:
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except (UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, OSError, ValueError) as error:
         raise UserMistake(f"{path} is broken, or no checkpoint of ptlit's.") from error
-    return {name.removeprefix(PROMPT): tensor for name, tensor in state.items()}
+    return state
+
+
+def tensors_of(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Under the names that they have in that part."""
+    return {name.removeprefix(part): each for name, each in state.items() if name.startswith(part)}
+
+
+def open_lm(folder: RunFolder, cfg: DictConfig, moved_to: str | None) -> FrozenLM:
+    """With its LoRA, a frozen one from the run's own copy; what was trained of it is in the checkpoint."""
+    lm: FrozenLM = make(cfg.model, **({"name_or_path": moved_to} if moved_to else {}))
+    if not cfg.get("lora"):
+        return lm
+    return with_lora(lm, make(cfg.lora, **({"path": str(folder.lora)} if "path" in cfg.lora else {})))
+
+
+def load_lora(lm: FrozenLM, state: dict[str, Tensor], title: str) -> None:
+    check_tensors(title, lm, state)
+    lm.load_state_dict(state)
 
 
 def load_prompt(cfg: DictConfig, lm: FrozenLM, state: dict[str, Tensor], title: str) -> SoftPrompt:
@@ -188,14 +209,22 @@ def check_base_model(folder: RunFolder, lm: FrozenLM) -> None:
         return
     try:
         trained = json.loads(folder.base_model.read_text(encoding="utf-8"))
-        same = trained["fingerprint"] == fingerprint(lm.model)
+        same = trained["fingerprint"] == fingerprint(lm.base.model)
+        same_lora = trained.get("lora") == lora_fingerprint(lm)
     except (ValueError, KeyError, TypeError) as error:
         raise UserMistake(f"{folder.base_model} is broken: it should name the LM of the run.") from error
     if not same:
         raise UserMistake(
             f"{folder.root} was trained on {trained.get('name')} (weights {trained['fingerprint']}), and "
-            f"{lm.name} has other weights ({fingerprint(lm.model)})."
+            f"{lm.name} has other weights ({fingerprint(lm.base.model)})."
         )
+    if not same_lora:
+        raise UserMistake(f"{folder.root} was trained with another frozen LoRA, or with none.")
+
+
+def lora_fingerprint(lm: FrozenLM) -> str | None:
+    """Of a frozen one: that too the prompt has learned before."""
+    return fingerprint(lm.model, "lora_") if lm.has_lora and not lm.trained else None
 
 
 def reading(folder: RunFolder, cfg: DictConfig, lm: FrozenLM) -> tuple[Template | None, LabelWords | None]:

@@ -19,6 +19,7 @@ class RunFolder:
         self.metrics_csv = root / "metrics.csv"
         self.curves = root / "curves.png"
         self.adapter = root / "adapter"
+        self.lora = root / "lora"
         self.checkpoints = root / "checkpoints"
         self.evaluation = root / "evaluation"
         self.inspection = root / "inspect.png"
@@ -28,8 +29,12 @@ class RunFolder:
         self.root.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, self.config)  # all but the run folder itself is resolved: the folder may be moved
 
-    def write_base_model(self, name: str, revision: str | None, fingerprint: str) -> None:
-        write_json(self.base_model, {"name": name, "revision": revision, "fingerprint": fingerprint})
+    def write_base_model(
+        self, name: str, revision: str | None, fingerprint: str, lora: str | None = None
+    ) -> None:
+        """`lora` is the fingerprint of a frozen one."""
+        known = {"name": name, "revision": revision, "fingerprint": fingerprint}
+        write_json(self.base_model, known | ({"lora": lora} if lora is not None else {}))
 
     def write_metrics(self, metrics: dict[str, float]) -> None:
         write_json(self.metrics, {key: metrics[key] for key in sorted(metrics)})

@@ -19,7 +19,7 @@ def parameter_counts(module: SoftPromptModule) -> dict[str, float]:
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return {
         "parameters/trainable": trainable,
-        "parameters/total": trainable + sum(p.numel() for p in module.prompted_lm.lm.parameters()),
+        "parameters/total": sum(p.numel() for p in module.prompted_lm.parameters()),
     }
 
 

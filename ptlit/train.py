@@ -24,13 +24,16 @@ from ptlit.curves import plot_curves
 from ptlit.data import ClassificationData
 from ptlit.fingerprint import fingerprint
 from ptlit.interrupt import interrupted_between_steps
+from ptlit.lora import write_lora
 from ptlit.peft_format import write_adapter
 from ptlit.quiet import quiet
-from ptlit.run import check_base_model, completed
+from ptlit.run import check_base_model, completed, lora_fingerprint
 from ptlit.run_folder import RunFolder
+from ptlit.slurm import requeued_before_the_end
 from ptlit.summary import parameter_counts, print_start, print_summary
 
 
+@requeued_before_the_end()
 def train(cfg: DictConfig) -> float:
     """One run, start to finish; the validation score of its best checkpoint, which sweepers maximise or
     minimise.
@@ -58,7 +61,11 @@ def leave_what_opening_needs(folder: RunFolder, cfg: DictConfig, training: Train
     if cfg.resume is not None:
         check_base_model(RunFolder(Path(cfg.resume)), training.lm)
     folder.write_config(completed(cfg, training.data))
-    folder.write_base_model(training.lm.name, training.lm.revision, fingerprint(training.lm.model))
+    lm = training.lm
+    frozen_lora = lora_fingerprint(lm)
+    folder.write_base_model(lm.name, lm.revision, fingerprint(lm.base.model), frozen_lora)
+    if frozen_lora is not None:
+        write_lora(folder.lora, lm)
 
 
 def resume_point(cfg: DictConfig) -> str | None:
@@ -119,10 +126,13 @@ def finish(training: Training, cfg: DictConfig, folder: RunFolder, metrics: dict
     assert prompt is not None
     folder.write_metrics(metrics)
     write_adapter(folder.adapter, prompt, training.lm.shape, training.lm.name, training.lm.revision)
+    if training.lm.trained:
+        write_lora(folder.lora, training.lm)
     data = training.data
     template = data.template if isinstance(data, ClassificationData) else None
     words = data.label_words if isinstance(data, ClassificationData) else None
-    card = adapter_card(training.lm, prompt, template, words, completed(cfg, data), metrics)
+    beside = f"../{folder.lora.name}" if training.lm.has_lora else None
+    card = adapter_card(training.lm, prompt, template, words, completed(cfg, data), metrics, beside)
     (folder.adapter / "README.md").write_text(card, encoding="utf-8")
     title = str(HydraConfig.get().runtime.choices["experiment"])
     plot_curves(folder.curve_files(), folder.curves, metrics, title)
@@ -134,8 +144,8 @@ def log_settings(training: Training, cfg: DictConfig, metrics: dict[str, float])
     """The HPARAMS entry: opened at the start, so that a failed run is listed; closed with final metrics."""
     settings = {
         f"{group}.{key}": value
-        for group in ("model", "data", "prompt", "optim", "schedule", "trainer")
-        if cfg[group]
+        for group in ("model", "lora", "data", "prompt", "optim", "schedule", "trainer")
+        if cfg.get(group)
         for key, value in options_of(cfg[group]).items()
         if isinstance(value, (int, float, str, bool)) and not key.startswith("_")
     } | {"prompt.method": type(training.module.prompted_lm.prompt).__name__, "seed": cfg.seed}

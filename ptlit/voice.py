@@ -27,7 +27,7 @@ class Voice:
 
     @cached_property
     def untrained(self) -> "Voice":
-        return replace(self, name="untrained LM", prompted_lm=PromptedLM(self.prompted_lm.lm, None))
+        return replace(self, name="untrained LM", prompted_lm=PromptedLM(self.prompted_lm.lm.untrained, None))
 
     @cached_property
     def prefix(self) -> Prefix | None:

@@ -44,12 +44,21 @@ def call(place: Path, main: Callable[[], None], *words: str) -> None:
             root.setLevel(level)
 
 
+TRAINING = [
+    "model=hf",
+    "data=classification",
+    "data.path=tweets.csv",
+    "data.max_length=64",
+    "data.template='{text}'",
+    "optim.lr=0.05",
+    "trainer.max_steps=10",
+    "prompt.num_virtual_tokens=6",
+]
+
+
 def train_at(place: Path, name: str, *words: str) -> Path:
     """The folder of a run named `name`."""
     from ptlit.train import main
 
-    options = ["model=hf", f"model.name_or_path={place}/lm", "data=classification", "data.path=tweets.csv"]
-    options += ["data.max_length=64", "data.template='{text}'", "optim.lr=0.05", "trainer.max_steps=10"]
-    options += ["prompt.num_virtual_tokens=6", f"hydra.run.dir={name}"]
-    call(place, main, *options, *words)
+    call(place, main, *TRAINING, f"model.name_or_path={place}/lm", f"hydra.run.dir={name}", *words)
     return place / name

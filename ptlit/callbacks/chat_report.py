@@ -38,7 +38,7 @@ class ChatReport(L.Callback):
         if not isinstance(data, ChatData) or not self.num_rows:
             return
         prompted_lm = module.prompted_lm
-        untrained = PromptedLM(prompted_lm.lm, None)
+        untrained = PromptedLM(prompted_lm.lm.untrained, None)
         asked = self._questions(data, prompted_lm)
         if not asked:
             return
