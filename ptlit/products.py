@@ -102,7 +102,9 @@ def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @functools.cache
 def available() -> bool:
-    """The operator is PyTorch's own but not promised to stay, so it is tried; no random number is drawn for that."""
+    """The operator is PyTorch's own but not promised to stay, so it is tried: without drawing a random number,
+    which a seeded run would miss.
+    """
     try:
         inputs, weight, bias = (
             (torch.arange(30.0) / 7).view(2, 3, 5),
