@@ -140,6 +140,7 @@ def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftProm
         schedule=make(cfg.schedule) if cfg.schedule else None,
         label_words=data.label_words,
         kl_weight=cfg.kl_weight,
+        class_weights=data.class_weights,
     )
 
 

@@ -15,9 +15,14 @@ def learned_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
     return keep, wanted[keep]
 
 
-def learned_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the N learned tokens, in float32 whatever the LM's precision. (N, V), (N,) -> ()"""
-    return F.cross_entropy(logits.float(), targets)
+def learned_token_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean over the N learned tokens, in float32 whatever the LM's precision. (N, V), (N,) -> ()
+
+    `weights` (N,) makes it a weighted mean.
+    """
+    if weights is None:
+        return F.cross_entropy(logits.float(), targets)
+    return (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum() / weights.sum()
 
 
 def divergence(logits: Tensor, untrained: Tensor) -> Tensor:

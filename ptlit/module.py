@@ -1,7 +1,7 @@
 """How a prompted LM is trained and judged: the LightningModule. Its state_dict is what is trained alone."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning as L
@@ -24,7 +24,8 @@ MakeSchedule = Callable[..., LRScheduler]  # (optimizer, num_training_steps=...)
 class SoftPromptModule(L.LightningModule):
     """Trains the prompt of a `PromptedLM`. With `label_words` rows are classified, without them text is
     learned. `kl_weight` times the divergence from the untrained LM is added to the loss: it limits what the
-    LM forgets, and costs a second pass unless it is 0.
+    LM forgets, and costs a second pass unless it is 0. `class_weights`, one for each label, say what a row
+    counts in training.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class SoftPromptModule(L.LightningModule):
         schedule: MakeSchedule | None = None,
         label_words: LabelWords | None = None,
         kl_weight: float = 0.0,
+        class_weights: Sequence[float] | None = None,
     ):
         super().__init__()
         self.prompted_lm = prompted_lm
@@ -41,6 +43,9 @@ class SoftPromptModule(L.LightningModule):
         self.make_schedule = schedule
         self.label_words = label_words
         self.kl_weight = kl_weight
+        self.class_weights: Tensor | None
+        weights = torch.tensor(class_weights) if class_weights is not None else None
+        self.register_buffer("class_weights", weights, persistent=False)
         self.split_metrics = nn.ModuleDict({"val_": self._new_metrics(), "test_": self._new_metrics()})
         self._prefix: Prefix | None = None  # both are known while the prompt does not change
         self._leans: Tensor | None = None
@@ -54,7 +59,10 @@ class SoftPromptModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         keep, targets = learned_positions(batch["labels"])
         logits = self.prompted_lm(batch["input_ids"], batch["attention_mask"], keep)  # (N, V)
-        loss = learned_token_loss(logits, targets)
+        weights = None
+        if self.class_weights is not None:
+            weights = self.class_weights[batch["label"]][:, None].expand(keep.shape)[keep]  # (N,)
+        loss = learned_token_loss(logits, targets, weights)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(keep))
         if self.kl_weight:
             with torch.no_grad():

@@ -164,6 +164,94 @@ def test_limits_are_stratified_and_the_same_for_the_same_seed(file):
     assert all(row in larger.rows["train"] for row in data.rows["train"])
 
 
+def test_few_shot_takes_so_many_of_each_label(file):
+    whole, data = data_of(file), data_of(file, few_shot=16)
+    assert Counter(row["label"] for row in data.rows["train"]) == {0: 16, 1: 16}
+    assert all(row in whole.rows["train"] for row in data.rows["train"])
+    assert {split: data.rows[split] for split in ("val", "test")} == {
+        split: whole.rows[split] for split in ("val", "test")
+    }
+    assert data.rows == data_of(file, few_shot=16).rows
+    assert (
+        data_of(file, few_shot=16, val_path=str(file), test_path=str(file), seed=1).rows["train"]
+        != (data_of(file, few_shot=16, val_path=str(file), test_path=str(file)).rows["train"])
+    )
+    short = data_of(file, few_shot=30)  # 19 bad ones are left to train on
+    counts = Counter(row["label"] for row in short.rows["train"])
+    assert counts == {0: len([row for row in whole.rows["train"] if row["label"] == 0]), 1: 30}
+    assert f"fewer of bad {counts[0]}, which is all there are" in " ".join(short.summary()["notes"])
+    with pytest.raises(UserMistake, match="data.few_shot=16 and data.limit=9 both choose"):
+        data_of(file, few_shot=16, limit=9)
+
+
+def test_folds_test_every_row_once(tmp_path):
+    file = tmp_path / "copies.csv"
+    lines = [f"{text},{'ab'[i % 3 == 0]}" for i in range(40) for text in (f"Text {i}!", f"text {i}")]
+    file.write_text("text,label\n" + "\n".join(lines) + "\n")
+    tested = []
+    for fold in range(5):
+        data = data_of(file, folds=5, fold=fold)
+        rows = data.rows
+        assert sum(map(len, rows.values())) == 80
+        assert [split["also_in_train"] for split in data.summary()["splits"].values()] == [0, 0, 0]
+        assert len(rows["test"]) == 16 and rows["val"]
+        assert Counter(row["label"] for row in rows["test"])[1] in (4, 6)  # of 28: a third
+        tested += [row["text"] for row in rows["test"]]
+        assert f"test: fold {fold} of 5" in data.summary()["notes"][0]
+    assert sorted(tested) == sorted(line.split(",")[0] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"folds": 5}, "data.folds=5 wants data.fold=0 to 4"),
+        ({"folds": 5, "fold": 5}, "data.fold=5: data.folds=5 wants data.fold=0 to 4"),
+        ({"fold": 0}, "data.fold=0 is one of how many"),
+        ({"folds": 1, "fold": 0}, "data.folds=1 must be at least 2"),
+        ({"folds": 5, "fold": 0, "test_path": "a.csv"}, "leave out data.test_path=a.csv"),
+        ({"folds": 5, "fold": 0, "val_path": "a.csv"}, "leave out data.val_path=a.csv"),
+        ({"class_weights": "balance"}, "must be balanced, or a number for each label"),
+        ({"class_weights": {"a": 0.0}}, "0.0 must be a number above 0"),
+        ({"class_weights": "balanced", "balanced": True}, "mend the same thing"),
+    ],
+)
+def test_contradicting_options_are_named_before_anything_is_read(options, sentence):
+    with pytest.raises(UserMistake, match=sentence):
+        ClassificationData(tokenizer=TOKENIZER, path="nowhere.csv", **options)
+
+
+def test_folds_of_a_source_that_has_splits_are_refused(tmp_path, file):
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    for name in ("train", "test"):
+        write(folder / f"{name}.csv")
+    with pytest.raises(UserMistake, match="brings its own test: give data.path=<its training file>"):
+        data_of(folder, folds=5, fold=0)
+    with pytest.raises(UserMistake, match="brings its own val and test"):
+        data_of("bundled_tweets", folds=5, fold=0)
+    with pytest.raises(UserMistake, match="too few different texts for data.folds=500"):
+        data_of(file, folds=500, fold=200)
+
+
+def test_class_weights_are_balanced_or_given(file):
+    assert data_of(file).class_weights is None
+    data = data_of(file, class_weights="balanced")
+    counts = Counter(row["label"] for row in data.rows["train"])
+    sums = [weight * counts[label] for label, weight in enumerate(data.class_weights)]
+    assert sums == pytest.approx([40, 40])  # of 80 rows
+    assert data_of(file, class_weights={"good": 1, "bad": 3.5}).class_weights == (3.5, 1.0)
+    with pytest.raises(UserMistake, match="must give a weight to each label: bad, good"):
+        data_of(file, class_weights={"good": 1.0})
+
+
+def test_balanced_training_shows_each_label_equally_often(file):
+    data = data_of(file, balanced=True)
+    drawn = Counter(label for batch in data.train_dataloader() for label in batch["label"].tolist())
+    assert drawn[0] == drawn[1] == Counter(row["label"] for row in data.rows["train"])[1]
+    judged = Counter(label for batch in data.eval_dataloader("train") for label in batch["label"].tolist())
+    assert judged[0] < judged[1]
+
+
 def test_a_batch_points_back_to_its_rows(file):
     data = data_of(file)
     data.setup("fit")  # nothing is read twice

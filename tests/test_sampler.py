@@ -1,6 +1,7 @@
 """Order of batches: a function of seed and epoch, complete, shared out among ranks, and resumable."""
 
 import random
+from collections import Counter
 
 import lightning
 import pytest
@@ -23,13 +24,16 @@ def batches_of(rank, world_size, monkeypatch, **options):
     return batches
 
 
-def make_loader(num_workers=0, seed=1):
+CLASSES = random.Random(1).choices([0, 1, 2], weights=[6, 3, 1], k=203)
+
+
+def make_loader(num_workers=0, seed=1, **options):
     rows = [
         IndexedRow(input_ids=[5] * length, labels=[-100] * length, label=0, row=i)
         for i, length in enumerate(LENGTHS)
     ]
     return ResumableLoader(
-        rows, Batches(LENGTHS, 8, seed=seed), Collate(0), num_workers=num_workers, seed=seed
+        rows, Batches(LENGTHS, 8, seed=seed, **options), Collate(0), num_workers=num_workers, seed=seed
     )
 
 
@@ -82,6 +86,39 @@ def test_rows_of_any_length_share_a_batch():
 
 
 @pytest.mark.parametrize("options", [{}, {"max_tokens": 128}, {"by_length": False}])
+def test_every_class_is_drawn_equally_often(options):
+    batches = Batches(LENGTHS, 8, classes=CLASSES, **options)
+    sizes = Counter(CLASSES)
+    most = max(sizes.values())
+    counts = set()
+    epochs = []
+    for epoch in range(4):
+        batches.set_epoch(epoch)
+        drawn = Counter(row for batch in batches for row in batch)
+        assert Counter(CLASSES[row] for row in drawn.elements()) == dict.fromkeys(sizes, most)
+        assert drawn.keys() == set(range(203))
+        for row, times in drawn.items():
+            assert times - most // sizes[CLASSES[row]] in (0, 1)
+        counts |= {len(batches), len(list(batches))}
+        epochs.append(drawn)
+    assert len(counts) == 1  # a trainer counts on it
+    assert epochs[0] != epochs[1]
+    assert list(batches) == list(batches) != list(Batches(LENGTHS, 8, classes=CLASSES, seed=1, **options))
+
+
+def test_balanced_batches_are_of_like_length_and_of_all_classes():
+    batches = list(Batches(LENGTHS, 8, classes=CLASSES))
+    spread = [max(LENGTHS[i] for i in batch) - min(LENGTHS[i] for i in batch) for batch in batches]
+    assert sum(spread) / len(spread) < 5
+    mixed = [len({CLASSES[i] for i in batch}) for batch in batches]
+    assert sum(mixed) / len(mixed) > 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"max_tokens": 128}, {"by_length": False}, {"classes": CLASSES}]
+    + [{"classes": CLASSES, "max_tokens": 128}],
+)
 @pytest.mark.parametrize("world_size", [2, 3, 7, 40])
 def test_ranks_share_out_the_training_rows_equally(monkeypatch, world_size, options):
     ranks = [batches_of(rank, world_size, monkeypatch, **options) for rank in range(world_size)]
@@ -95,19 +132,21 @@ def test_ranks_evaluate_every_row_exactly_once(monkeypatch, world_size):
     assert sorted(row for batches in ranks for batch in batches for row in batch) == list(range(203))
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_loader_goes_on_where_another_stopped(num_workers):
-    whole = make_loader()
+@pytest.mark.parametrize(
+    ("num_workers", "options"), [(0, {}), (1, {}), (0, {"classes": CLASSES, "max_tokens": 128})]
+)
+def test_a_loader_goes_on_where_another_stopped(num_workers, options):
+    whole = make_loader(**options)
     whole.batches.set_epoch(3)
     expected = seen(whole)
 
-    stopped = make_loader()
+    stopped = make_loader(**options)
     stopped.batches.set_epoch(3)
     iterator = iter(stopped)
     first = [next(iterator)["row"].tolist() for _ in range(10)]
     state = stopped.state_dict()
 
-    resumed = make_loader(num_workers)
+    resumed = make_loader(num_workers, **options)
     resumed.load_state_dict(state)
     rest = iter(resumed)
     resumed.batches.set_epoch(3)

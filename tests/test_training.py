@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from methods import make_prompt
 from tiny import tiny_lm
@@ -15,6 +16,7 @@ from transformers import get_scheduler
 from ptlit.callbacks.random_state import RandomState
 from ptlit.data import ClassificationData
 from ptlit.lm import FrozenLM
+from ptlit.loss import learned_positions
 from ptlit.module import SoftPromptModule
 from ptlit.prompted_lm import PromptedLM
 
@@ -53,6 +55,7 @@ def module_of(
         optimizer=functools.partial(torch.optim.AdamW, lr=lr),
         schedule=functools.partial(get_scheduler, name="cosine", num_warmup_steps=2),
         label_words=data.label_words,
+        class_weights=data.class_weights,
     )
 
 
@@ -82,6 +85,32 @@ def trainer_of(folder: Path, *callbacks: L.Callback, max_steps: int = 24, **opti
     return L.Trainer(
         default_root_dir=folder, max_steps=max_steps, callbacks=list(callbacks), **(plain | options)
     )
+
+
+@pytest.mark.parametrize("words", [{"bad": "b", "good": "g"}, {"bad": " bad", "good": " good"}])
+def test_class_weights_are_those_of_torch(lm: FrozenLM, moods: Path, words: dict[str, str]) -> None:
+    """Every token of a row counts what its label does, as torch's own weighted cross entropy has it."""
+    weights = {"bad": 3.0, "good": 0.5}
+    data = data_of(lm, moods, class_weights=weights, label_words=words, by_length=False)
+    module = module_of(lm, data)
+    module.log = lambda *said, **how: None  # type: ignore[method-assign]
+    batch = next(iter(data.train_dataloader()))
+    assert len(batch["label"].unique()) == 2
+    loss = module.training_step(batch, 0)
+
+    keep, targets = learned_positions(batch["labels"])
+    logits = module.prompted_lm(batch["input_ids"], batch["attention_mask"], keep)
+    names = [data.label_words.names[batch["label"][row]] for row in keep.nonzero()[:, 0]]
+    each = F.cross_entropy(logits, targets, reduction="none")
+    of_token = torch.tensor([weights[name] for name in names])
+    torch.testing.assert_close(loss, (each * of_token).sum() / of_token.sum())
+    if len(words["bad"]) == 1:  # a token stands for a label, so torch can be told the weights of both
+        of_word = torch.ones(logits.shape[1])
+        for name, (token,) in zip(data.label_words.names, data.label_words.token_ids, strict=True):
+            of_word[token] = weights[name]
+        torch.testing.assert_close(loss, F.cross_entropy(logits, targets, weight=of_word))
+    assert abs((loss - each.mean()).item()) > 1e-3
+    assert all(name.startswith("prompted_lm.prompt.") for name in module.state_dict())
 
 
 def test_a_bare_trainer_learns(lm: FrozenLM, moods: Path, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Texts with one label each."""
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -34,6 +35,11 @@ class ClassificationData(TextData[SourceRow]):
         subset: str | None = None,
         val_path: str | None = None,
         test_path: str | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
+        few_shot: int | None = None,
+        balanced: bool = False,
+        class_weights: Literal["balanced"] | dict[str, float] | None = None,
         text_column: str = "text",
         label_column: str = "label",
         template: str = "Tweet: {text}\nSentiment:",
@@ -59,6 +65,10 @@ class ClassificationData(TextData[SourceRow]):
             subset=subset,
             val_path=val_path,
             test_path=test_path,
+            folds=folds,
+            fold=fold,
+            few_shot=few_shot,
+            balanced=balanced,
             max_length=max_length,
             batch_size=batch_size,
             max_tokens=max_tokens,
@@ -80,7 +90,27 @@ class ClassificationData(TextData[SourceRow]):
         self._instruction = instruction
         if self.declared is not None and len(self.declared) < 2:
             raise UserMistake(f"data.label_words={label_words!r} must name at least two labels.")
+        self._class_weights = class_weights
+        self._check_class_weights(self.declared)
         check_source(path, subset, val_path, test_path)
+
+    def _check_class_weights(self, names: Collection[str] | None) -> None:
+        """As far as the labels are known."""
+        weights = self._class_weights
+        if weights == "balanced":
+            if self.balanced:
+                raise UserMistake(
+                    "data.balanced=true and data.class_weights=balanced mend the same thing: give one."
+                )
+        elif isinstance(weights, dict):
+            if wrong := [weight for weight in weights.values() if not 0 < weight < math.inf]:
+                raise UserMistake(f"data.class_weights={weights}: {wrong[0]} must be a number above 0.")
+            if names is not None and set(map(str, weights)) != set(names):
+                raise UserMistake(
+                    f"data.class_weights={weights} must give a weight to each label: {', '.join(names)}."
+                )
+        elif weights is not None:
+            raise UserMistake(f"data.class_weights={weights!r} must be balanced, or a number for each label.")
 
     def setup_file(self, file: Path) -> None:
         """Instead of `setup`: one file alone, as the test split. The labels must be declared."""
@@ -100,6 +130,18 @@ class ClassificationData(TextData[SourceRow]):
     @property
     def content(self) -> str:
         return f"labels {', '.join(self.label_words.names)}"
+
+    @property
+    def class_weights(self) -> tuple[float, ...] | None:
+        names, weights = self.label_words.names, self._class_weights
+        if weights == "balanced":  # so that each label counts the same in the sum over all rows
+            counts = self._counts("train")
+            rows = sum(counts.values())
+            return tuple(rows / (len(names) * max(counts[name], 1)) for name in names)
+        if isinstance(weights, dict):
+            by_name = {str(name): weight for name, weight in weights.items()}
+            return tuple(float(by_name[name]) for name in names)
+        return None
 
     @property
     def _label_column(self) -> str | None:
@@ -122,6 +164,7 @@ class ClassificationData(TextData[SourceRow]):
         names = tuple(self.declared or sorted({row["label"] for row in train}))
         if len(names) < 2:
             raise UserMistake(f"{self.path}: every row has the label {names[0]!r}; two are needed at least.")
+        self._check_class_weights(names)
         self.label_words = listening(self.template, names, self.declared, self.tokenizer, self.calibrate)
 
     def _encode(self, rows: Sequence[SourceRow]) -> Encoded[Row]:

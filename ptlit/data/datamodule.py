@@ -5,6 +5,7 @@ batching and counting are the same for all.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -20,7 +21,7 @@ from ptlit.data.label_words import LabelWords
 from ptlit.data.loader import ResumableLoader
 from ptlit.data.sampler import Batches
 from ptlit.data.sources import read_splits
-from ptlit.data.splitting import limited, same_text, split_by_content
+from ptlit.data.splitting import few_of_each, fold_by_content, limited, same_text, split_by_content
 from ptlit.mistake import UserMistake
 
 R = TypeVar("R")  # a row as it was read
@@ -65,6 +66,10 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         subset: str | None,
         val_path: str | None,
         test_path: str | None,
+        folds: int | None,
+        fold: int | None,
+        few_shot: int | None,
+        balanced: bool,
         max_length: int,
         batch_size: int,
         max_tokens: int | None,
@@ -92,6 +97,14 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
                 f"data.max_tokens={max_tokens} does not hold one row of data.max_length={max_length} tokens: "
                 "raise the one or lower the other."
             )
+        self.folds, self.fold = folds, fold
+        self._check_folds()
+        self.few_shot = _at_least_one_or_all("few_shot", few_shot)
+        if few_shot is not None and limit is not None:
+            raise UserMistake(
+                f"data.few_shot={few_shot} and data.limit={limit} both choose the training rows: give one."
+            )
+        self.balanced = balanced
         self.by_length = by_length
         self.eval_batch_size = _at_least(1, "eval_batch_size", eval_batch_size)
         self.limits = {
@@ -120,6 +133,11 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
     @abstractmethod
     def content(self) -> str:
         """What there is to learn, in a few words."""
+
+    @property
+    def class_weights(self) -> tuple[float, ...] | None:
+        """What a training row of each label counts, where labels do not all count the same."""
+        return None
 
     @abstractmethod
     def _cleaned(self, tables: dict[str, Table]) -> tuple[dict[str, list[R]], dict[str, int]]:
@@ -158,6 +176,8 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         splits, skipped = self._cleaned({split: tables[split] for split in order})
         notes = self._set_aside(splits)
         self._prepare(splits["train"])
+        if self.few_shot is not None:
+            notes += self._keep_few(splits, self.few_shot)
         found = {
             split: self._encode(limited(rows, self.limits[split], self.seed, self._stratum))
             for split, rows in splits.items()
@@ -175,9 +195,10 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
 
     def _set_aside(self, splits: dict[str, list[R]]) -> list[str]:
         """Rows of train become the splits that the source lacks; what to say of it."""
+        said = self._test_fold(splits) if self.folds is not None and self.fold is not None else []
         wanted = [split for split in ("val", "test") if split not in splits]
         if not wanted:
-            return []
+            return said
         splits |= split_by_content(splits["train"], wanted, self.seed, self._text, self._stratum)
         if empty := [split for split in wanted if not splits[split]]:
             each = " of each label" if self._label_column else ""
@@ -186,7 +207,45 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
             )
         taken = " and ".join(wanted)
         share = "a tenth of each label" if self._label_column else "a tenth"
-        return [f"{taken}: {share} set aside from {self.path}, copies of a text kept together"]
+        return [*said, f"{taken}: {share} set aside from {self.path}, copies of a text kept together"]
+
+    def _check_folds(self) -> None:
+        folds, fold = self.folds, self.fold
+        if folds is None:
+            if fold is not None:
+                raise UserMistake(f"data.fold={fold} is one of how many: give data.folds=... too.")
+            return
+        _at_least(2, "folds", folds)
+        if fold is None or not 0 <= fold < folds:
+            given = "" if fold is None else f"data.fold={fold}: "
+            raise UserMistake(f"{given}data.folds={folds} wants data.fold=0 to {folds - 1}, the one to test.")
+        for key, file in (("val_path", self.val_path), ("test_path", self.test_path)):
+            if file is not None:
+                raise UserMistake(
+                    f"data.folds={folds} takes val and test out of data.path: leave out data.{key}={file}."
+                )
+
+    def _test_fold(self, splits: dict[str, list[R]]) -> list[str]:
+        assert self.folds is not None and self.fold is not None
+        if own := [split for split in ("val", "test") if split in splits]:
+            raise UserMistake(
+                f"data.folds={self.folds} takes val and test out of one set of rows, and {self.path} brings"
+                f" its own {' and '.join(own)}: give data.path=<its training file>, or leave out data.folds."
+            )
+        splits["train"], splits["test"] = fold_by_content(
+            splits["train"], self.folds, self.fold, self.seed, self._text, self._stratum
+        )
+        if not splits["test"] or not splits["train"]:
+            raise UserMistake(f"{self.path} has too few different texts for data.folds={self.folds}.")
+        return [f"test: fold {self.fold} of {self.folds} of {self.path}, copies of a text kept together"]
+
+    def _keep_few(self, splits: dict[str, list[R]], count: int) -> list[str]:
+        offered = len(splits["train"])
+        splits["train"] = few_of_each(splits["train"], count, self.seed, self._stratum)
+        kept = Counter(map(self._stratum, splits["train"]))
+        short = [f"{name} {rows:,}" for name, rows in sorted(kept.items()) if rows < count]
+        lack = f"; fewer of {', '.join(short)}, which is all there are" if short else ""
+        return [f"train: {count:,} rows of each label out of {offered:,}{lack}"]
 
     def summary(self) -> Summary:
         in_train = {same_text(self._text(row)) for row in self.rows["train"]}
@@ -209,6 +268,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
             self.batch_size,
             max_tokens=self.max_tokens,
             by_length=self.by_length,
+            classes=[row["label"] for row in self.encoded["train"]] if self.balanced else None,
             seed=self.seed,
         )
         return self._loader("train", batches)

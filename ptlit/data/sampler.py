@@ -3,6 +3,7 @@
 How many batches an epoch has depends on neither, so that a trainer can count on it.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -18,6 +19,9 @@ class Batches(Sampler[list[int]]):
 
     A batch has `batch_size` rows, of like length unless `by_length` is off; or, with `max_tokens`, as many
     rows of like length as that many tokens hold.
+
+    With `classes`, the class of each row, an epoch shows every class equally often: as often as the largest
+    has rows, those of the others come again.
     """
 
     def __init__(
@@ -27,6 +31,7 @@ class Batches(Sampler[list[int]]):
         *,
         max_tokens: int | None = None,
         by_length: bool = True,
+        classes: Sequence[int] | None = None,
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
@@ -34,6 +39,7 @@ class Batches(Sampler[list[int]]):
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.by_length = by_length
+        self.classes = classes
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
@@ -50,7 +56,7 @@ class Batches(Sampler[list[int]]):
     def __len__(self) -> int:
         rank, world_size = _rank_and_world_size()
         if self.shuffle:
-            return -(-len(self._formed(range(len(self.lengths)))) // world_size)
+            return -(-len(self._formed(self._drawn(range(len(self.lengths))))) // world_size)
         return -(-len(range(rank, len(self.lengths), world_size)) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -60,11 +66,33 @@ class Batches(Sampler[list[int]]):
 
     def _shuffled(self, rank: int, world_size: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        batches = self._formed(torch.randperm(len(self.lengths), generator=generator).tolist())
+        order = self._drawn(torch.randperm(len(self.lengths), generator=generator).tolist())
+        if self.classes is not None:  # copies of a row stand side by side
+            order = [order[i] for i in torch.randperm(len(order), generator=generator).tolist()]
+        batches = self._formed(order)
         batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
         missing = -len(batches) % world_size
         batches += (batches * world_size)[:missing]
         return batches[rank::world_size]
+
+    def _drawn(self, order: Sequence[int]) -> Sequence[int]:
+        """All rows; of smaller classes again and again, each as often as any other, or once more."""
+        if self.classes is None:
+            return order
+        rows_of = defaultdict(list)
+        for row in order:
+            rows_of[self.classes[row]].append(row)
+        most = max(map(len, rows_of.values()))
+        drawn: list[int] = []
+        for rows in rows_of.values():
+            times, rest = divmod(most, len(rows))
+            drawn += rows * times
+            if self.max_tokens is None:
+                drawn += rows[:rest]  # by chance
+            else:  # of the same lengths in every epoch, so that they fill as many batches
+                rows.sort(key=self._steps)
+                drawn += [rows[i * len(rows) // rest] for i in range(rest)]
+        return drawn
 
     def _formed(self, order: Sequence[int]) -> list[list[int]]:
         if self.max_tokens is not None:
