@@ -2,9 +2,7 @@
 
 import csv
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any, Literal
 from lightning.pytorch.callbacks import TQDMProgressBar
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from ptlit.build import build_judge, call, judging_accelerator, make
 from ptlit.callbacks.answers import Answers
@@ -22,12 +19,11 @@ from ptlit.data import ClassificationData
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
 from ptlit.quiet import quiet
-from ptlit.report import answer_columns, confusion_figure, samples_table
+from ptlit.report import Metrics, write_report
 from ptlit.run import Run, open_run, read_config
-from ptlit.run_folder import RunFolder, write_json
+from ptlit.run_folder import RunFolder
 from ptlit.summary import from_here
 
-Metrics = dict[str, float]
 MEASURES = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
@@ -132,47 +128,7 @@ def judge(run: Run, data: ClassificationData, split: str | None, accelerator: st
     )
     read = split or "test"
     measured = judge.test(module, dataloaders=data.eval_dataloader(read), verbose=False)[0]
-    counts = {"rows": len(data.encoded[read]), "skipped": data.skipped.get(read, 0)}
-    counts["truncated"] = data.truncated[read]
-    found = {name.removeprefix("test/"): value for name, value in measured.items()} | counts
-    metrics = {f"{read}/{name}": value for name, value in found.items()}
-    with replacing(folder) as part:
-        write_json(part / "metrics.json", {key: metrics[key] for key in sorted(metrics)})
-        if run.label_words is not None:
-            names, rows = run.label_words.names, data.rows[read]
-            confusion_figure(module.metrics_of("test").confusion, names).savefig(
-                part / "confusion_matrix.png"
-            )
-            (part / "samples.md").write_text(
-                samples_table(rows, names, answers.probabilities) + "\n", "utf-8"
-            )
-            write_answers(part / "predictions.csv", rows, names, answers.probabilities)
-    return metrics
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which then becomes `folder`: an earlier one stays until then."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def write_answers(
-    path: Path, rows: Sequence[Any], names: Sequence[str], probabilities: Mapping[int, Tensor]
-) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file)
-        lines.writerow(["text", "label", *answer_columns(names)])
-        for index, row in enumerate(rows):
-            sure = probabilities[index]
-            lines.writerow([row["text"], names[row["label"]], names[int(sure.argmax())], *sure.tolist()])
+    return write_report(folder, module, data, read, measured, answers.probabilities)
 
 
 def print_table(done: Sequence[Evaluation]) -> None:

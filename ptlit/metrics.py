@@ -3,11 +3,18 @@
 import torch
 from torch import Tensor, nn
 from torchmetrics import ClasswiseWrapper, MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
 
 
 class LabelMetrics(nn.Module):
-    """Accuracy, macro F1, F1 of each class and the confusion matrix, from label scores."""
+    """Accuracy, macro F1, F1 of each class, expected calibration error (`ece`: how far the probability of an
+    answer is from the share of such answers that are right) and the confusion matrix, from label scores.
+    """
 
     headline = ("accuracy", "macro_f1", "loss")
 
@@ -22,21 +29,25 @@ class LabelMetrics(nn.Module):
             }
         )
         self.confusion = MulticlassConfusionMatrix(classes)
+        self.calibration = MulticlassCalibrationError(classes)
         self.loss = MeanMetric()
 
     def update(self, scores: Tensor, label: Tensor, right: Tensor, lengths: Tensor) -> None:
         """`scores` (B, C) decide; `label`, the log-probability of the right one, its tokens: all (B,)."""
         self.scalars.update(scores, label)
         self.confusion.update(scores, label)
+        self.calibration.update(scores.softmax(-1), label)
         self.loss.update(-right / lengths, weight=lengths)
 
     def compute(self) -> dict[str, Tensor]:
         self.confusion.compute()  # here, where every rank takes part; the metric remembers it for a picture
-        return {"loss": self.loss.compute(), **self.scalars.compute()}
+        error = self.calibration.compute()
+        return {"loss": self.loss.compute(), "ece": error, **self.scalars.compute()}
 
     def reset(self) -> None:
         self.scalars.reset()
         self.confusion.reset()
+        self.calibration.reset()
         self.loss.reset()
 
 

@@ -1,12 +1,78 @@
-"""What a person wants to see of a test: the confusion matrix, and a few rows with the answers given."""
+"""What a person wants to see of a test: metrics, confusion matrix, and the rows with the answers given.
 
-from collections.abc import Mapping, Sequence
+Training leaves it for the test split, evaluating for whatever was judged.
+"""
+
+import csv
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import ConfusionMatrix
+
+from ptlit.data import TextData
+from ptlit.module import SoftPromptModule
+from ptlit.run_folder import write_json
+
+Metrics = dict[str, float]
+
+
+def write_report(
+    folder: Path,
+    module: SoftPromptModule,
+    data: TextData[Any],
+    split: str,
+    measured: Mapping[str, float],
+    given: Mapping[int, Tensor],
+) -> Metrics:
+    """`measured` is what Lightning's test of `module` returned, whichever `split` it read; `given` holds the
+    probabilities (C,) of each row.
+    """
+    counts = {"rows": len(data.encoded[split]), "skipped": data.skipped.get(split, 0)}
+    counts["truncated"] = data.truncated[split]
+    found = {
+        name.removeprefix("test/"): value for name, value in measured.items() if name.startswith("test/")
+    }
+    metrics = {f"{split}/{name}": value for name, value in (found | counts).items()}
+    with replacing(folder) as part:
+        write_json(part / "metrics.json", {key: metrics[key] for key in sorted(metrics)})
+        if module.label_words is not None:
+            names, rows = module.label_words.names, data.rows[split]
+            picture = confusion_figure(module.metrics_of("test").confusion, names)
+            picture.savefig(part / "confusion_matrix.png")
+            (part / "samples.md").write_text(samples_table(rows, names, given) + "\n", "utf-8")
+            write_answers(part / "predictions.csv", rows, names, given)
+    return metrics
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which then becomes `folder`: an earlier one stays until then."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_answers(
+    path: Path, rows: Sequence[Any], names: Sequence[str], probabilities: Mapping[int, Tensor]
+) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(["text", "label", *answer_columns(names)])
+        for index, row in enumerate(rows):
+            sure = probabilities[index]
+            lines.writerow([row["text"], names[row["label"]], names[int(sure.argmax())], *sure.tolist()])
 
 
 def answer_columns(names: Sequence[str]) -> list[str]:

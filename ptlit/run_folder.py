@@ -21,6 +21,7 @@ class RunFolder:
         self.adapter = root / "adapter"
         self.lora = root / "lora"
         self.checkpoints = root / "checkpoints"
+        self.report = root / "report"
         self.evaluation = root / "evaluation"
         self.inspection = root / "inspect.png"
         self.tensorboard = root / "tensorboard"

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from ptlit import baseline
 from ptlit.build import Training, build, build_judge, options_of
+from ptlit.callbacks.answers import Answers
 from ptlit.callbacks.chat_report import ChatReport
 from ptlit.callbacks.test_report import TestReport
 from ptlit.cards import adapter_card
@@ -27,6 +28,7 @@ from ptlit.interrupt import interrupted_between_steps
 from ptlit.lora import write_lora
 from ptlit.peft_format import write_adapter
 from ptlit.quiet import quiet
+from ptlit.report import write_report
 from ptlit.run import check_base_model, completed, lora_fingerprint
 from ptlit.run_folder import RunFolder
 from ptlit.slurm import requeued_before_the_end
@@ -50,7 +52,7 @@ def train(cfg: DictConfig) -> float:
     log_settings(training, cfg, {})
 
     metrics |= fit(training, folder, resume_point(cfg))
-    metrics |= judge_best(training)
+    metrics |= judge_best(training, folder)
     metrics |= baselines(training)
     finish(training, cfg, folder, metrics)
     return metrics[str(training.checkpoint.monitor)]
@@ -93,8 +95,9 @@ def fit(training: Training, folder: RunFolder, resume: str | None) -> dict[str, 
     return {name: float(logged[name]) for name in figures if name in logged} | {"seconds/fit": seconds}
 
 
-def judge_best(training: Training) -> dict[str, float]:
+def judge_best(training: Training, folder: RunFolder) -> dict[str, float]:
     """Back to the best checkpoint, and what it reaches on the validation and the test split."""
+    answers = Answers()
     best = training.checkpoint.best_model_path or None  # never validated: the prompt as it is
     validated = torch.load(best, weights_only=True)["validated"] if best else {}
     callbacks: list[Callback] = training.trainer.callbacks  # type: ignore[attr-defined]
@@ -102,7 +105,9 @@ def judge_best(training: Training) -> dict[str, float]:
     boards = [each for each in training.trainer.loggers if isinstance(each, TensorBoardLogger)]
     where: dict[str, Any] = {"datamodule": training.data, "ckpt_path": best, "weights_only": True}
     validated = validated or judge(training).validate(training.module, **where, verbose=False)[0]
-    tested = judge(training, reports, boards).test(training.module, **where, verbose=False)[0]
+    tested = judge(training, [answers, *reports], boards).test(training.module, **where, verbose=False)[0]
+    if training.trainer.is_global_zero:
+        write_report(folder.report, training.module, training.data, "test", tested, answers.probabilities)
     return {**validated, **tested}
 
 

@@ -32,8 +32,12 @@ def test_the_numbers_are_those_of_the_training(
     call(place, main, f"run={folder.name}", f"split={split}")
     trained, judged = read(folder / "metrics.json"), read(folder / "evaluation" / split / "metrics.json")
     names = {name for name in trained if name.startswith(f"{split}/")}
-    assert len(names) == 5
+    assert len(names) == 6
     assert {name: judged[name] for name in names} == {name: trained[name] for name in names}
+    if split == "test":  # training leaves the very report
+        for file in ("metrics.json", "predictions.csv", "samples.md", "confusion_matrix.png"):
+            left, made = folder / "report" / file, folder / "evaluation" / "test" / file
+            assert left.read_bytes() == made.read_bytes(), file
 
 
 def test_a_file_with_columns_of_its_own(place: Path, trained: Path, capsys: pytest.CaptureFixture) -> None:
@@ -70,6 +74,17 @@ def test_the_report_holds_every_row(place: Path, trained: Path) -> None:
         chances = {name: float(row[f"probability_{name}"]) for name in ("bad", "good")}
         assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
         assert row["prediction"] == max(chances, key=chances.__getitem__)
+    error, count = 0.0, len(answers)
+    for low in range(15):  # as the papers have it: 15 bins of what the answers were given for
+        sure = {
+            i: max(float(row["probability_bad"]), float(row["probability_good"]))
+            for i, row in enumerate(answers)
+        }
+        here = [i for i, chance in sure.items() if low / 15 < chance <= (low + 1) / 15]
+        if here:
+            correct = sum(answers[i]["label"] == answers[i]["prediction"] for i in here) / len(here)
+            error += len(here) / count * abs(correct - sum(sure[i] for i in here) / len(here))
+    assert read(folder / "metrics.json")["train/ece"] == pytest.approx(error, abs=1e-5)
     assert (folder / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
     assert "| right | answered |" in (folder / "samples.md").read_text()
 
