@@ -204,3 +204,44 @@ def test_hub_labels_get_their_names_and_secret_labels_are_no_split(monkeypatch):
     tables = read_splits("somebody/something")
     assert list(tables) == ["train", "val"]
     assert [record["label"] for _, record in tables["train"].records] == ["yes", "no"]
+
+
+def test_raft_comes_out_of_the_files_that_the_hub_made_of_it(tmp_path, monkeypatch):
+    """A script of old, which `datasets` refuses to run; its test rows are all "Unlabeled"."""
+    import datasets
+
+    features = datasets.Features(
+        {
+            "Tweet text": datasets.Value("string"),
+            "ID": datasets.Value("int32"),
+            "Label": datasets.ClassLabel(names=["Unlabeled", "complaint", "no complaint"]),
+        }
+    )
+    for subset in ("twitter_complaints", "other"):
+        for split, labels in (("train", [2, 1, 0]), ("test", [0, 0])):
+            rows = {
+                "Tweet text": [f"{subset} {split}"] * len(labels),
+                "ID": range(len(labels)),
+                "Label": labels,
+            }
+            file = tmp_path / "raft" / subset / split / "0000.parquet"
+            file.parent.mkdir(parents=True)
+            datasets.Dataset.from_dict(rows, features).to_parquet(file)
+    load = datasets.load_dataset
+
+    def load_from_the_hub(name, subset=None, *, data_dir=None, revision=None):
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found raft.py")
+        assert (name, revision) == ("ought/raft", "refs/convert/parquet")
+        return load(str(tmp_path / "raft"), data_dir=data_dir, cache_dir=tmp_path / "cache")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_from_the_hub)
+    monkeypatch.setattr(sources, "hub_is_reachable", lambda: True)
+    tables = read_splits("ought/raft", subset="twitter_complaints", label_column="Label")
+    assert list(tables) == ["train"]
+    columns = Columns("Tweet text", "Label")
+    with pytest.raises(UserMistake, match="1 bad row: row 3: no label"):
+        clean_rows(tables["train"], columns, None, "error")
+    rows, skipped = clean_rows(tables["train"], columns, None, "skip")
+    assert [row["label"] for row in rows] == ["no complaint", "complaint"] and skipped == 1
+    assert {row["text"] for row in rows} == {"twitter_complaints train"}

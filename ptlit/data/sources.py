@@ -11,9 +11,10 @@ from ptlit.hub import hub_is_reachable
 from ptlit.mistake import UserMistake
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
 BUNDLED_TWEETS, BUNDLED_DIALOGUES = "bundled_tweets", "bundled_dialogues"
+UNLABELED = "unlabeled"  # RAFT's name for the label of a row that has none; others write -1
 STEMS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test"}
 
 
@@ -91,7 +92,7 @@ def _hub(name: str, subset: str | None, label_column: str | None) -> dict[str, T
 
     datasets.disable_progress_bars()
     try:
-        found = datasets.load_dataset(name, subset)
+        found = _load(name, subset)
     except Exception as error:  # the hub, the network and the data set's own files fail in many ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserMistake(
@@ -108,16 +109,29 @@ def _hub(name: str, subset: str | None, label_column: str | None) -> dict[str, T
     return tables
 
 
+def _load(name: str, subset: str | None) -> "DatasetDict":
+    """An old data set is a program, which is not run: the hub keeps what it made beside it, in files."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, subset)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        return datasets.load_dataset(name, data_dir=subset, revision="refs/convert/parquet")
+
+
 def _hub_table(title: str, rows: "Dataset", label_column: str | None) -> Table | None:
-    """Label indices become their names; None for a split whose labels are kept secret (all -1)."""
+    """Label indices become their names; None for a split whose labels are kept secret."""
     from datasets import ClassLabel
 
     records: list[dict[str, object]] = [dict(row) for row in rows]
     feature = rows.features.get(label_column)
     if label_column is not None and isinstance(feature, ClassLabel):
-        if all(record[label_column] == -1 for record in records):
-            return None
         for record in records:
             index = record[label_column]
-            record[label_column] = feature.names[index] if isinstance(index, int) and index >= 0 else None
+            name = feature.names[index] if isinstance(index, int) and index >= 0 else UNLABELED
+            record[label_column] = None if name.casefold() == UNLABELED else name
+        if all(record[label_column] is None for record in records):
+            return None
     return Table(title, "row", [*enumerate(records, start=1)], tuple(rows.column_names))
