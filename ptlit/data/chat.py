@@ -118,7 +118,7 @@ class ChatData(TextData[Dialogue]):
         return splits, skipped
 
     def _dialogues(self, table: Table) -> tuple[list[Dialogue], int]:
-        kind = self.format or recognised(_columns(table))
+        kind = self.format or _format(table)
         if kind is None:
             known = "; ".join(f"{name}: {', '.join(form.columns)}" for name, form in FORMATS.items())
             raise UserMistake(
@@ -231,6 +231,14 @@ def without_oldest_turn(messages: Sequence[Message]) -> list[Message] | None:
     """The system prompt stays. None when one question with its reply is all there is."""
     first = messages[0]["role"] == "system"
     return [*messages[:first], *messages[first + 2 :]] if len(messages) - first > 2 else None
+
+
+def _format(table: Table) -> Format | None:
+    """That of the first record that has one: a broken one may stand before it."""
+    if table.columns is not None:
+        return recognised(table.columns)
+    kinds = (recognised(record) for _, record in table.records if isinstance(record, dict))
+    return next((kind for kind in kinds if kind is not None), None)
 
 
 def _columns(table: Table) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from ptlit.mistake import UserMistake
 
 Record = dict[str, object] | str
 UNDECODABLE = "\udc80"  # a lone surrogate: no valid file decodes to one
+UNREADABLE_JSON = "JSON with a number too long, or lists too deep, to be read"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # an escape in JSON can make one, and no tokenizer takes it
 
 codecs.register_error("ptlit.mark", lambda error: (UNDECODABLE, error.end))  # type: ignore[attr-defined]
@@ -122,6 +123,8 @@ def _json_record(line: str) -> Record:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         return f"broken JSON ({error.msg} at column {error.colno})"
+    except (ValueError, RecursionError):
+        return UNREADABLE_JSON
     return value if isinstance(value, dict) else "not a JSON object"
 
 
@@ -135,6 +138,8 @@ def _json(file: Path, encoding: str) -> Table:
             f"{file}, line {error.lineno}: broken JSON ({error.msg} at column {error.colno}); a file with one"
             " object per line wants the name *.jsonl."
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserMistake(f"{file} holds {UNREADABLE_JSON}.") from error
     if not isinstance(values, list):
         raise UserMistake(f"{file} must hold a JSON list of objects, not a {type(values).__name__}.")
     records = [(i, v if isinstance(v, dict) else "not a JSON object") for i, v in enumerate(values, start=1)]
@@ -144,6 +149,8 @@ def _json(file: Path, encoding: str) -> Table:
 def _parquet(file: Path, encoding: str) -> Table:
     with _readable_parquet(file):
         columns = tuple(pyarrow.parquet.read_schema(file).names)
+    if repeated := {name for name in columns if columns.count(name) > 1}:
+        raise UserMistake(f"{file}: the column {min(repeated)!r} stands there more than once.")
     return Table(str(file), "row", enumerate(_parquet_records(file), start=1), columns)
 
 
@@ -156,6 +163,8 @@ def _parquet_records(file: Path) -> Iterator[Record]:
                     yield {name: column[i].as_py() for name, column in zip(names, values, strict=True)}
                 except UnicodeDecodeError:
                     yield "bytes that are not utf-8"
+                except (ValueError, OverflowError) as error:  # a date beyond Python's
+                    yield f"a value that cannot be read ({error})"
 
 
 @contextmanager
@@ -163,7 +172,8 @@ def _readable_parquet(file: Path) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserMistake(f"{file} is not a Parquet file that can be read: {error}.") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserMistake(f"{file} is not a Parquet file that can be read: {reason}.") from error
 
 
 READERS: dict[str, Callable[[Path, str], Table]] = {

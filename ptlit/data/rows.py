@@ -79,14 +79,16 @@ def clean_row(
     for name in (columns.text, columns.label):
         if name is not None and name not in record:
             return missing(name, record)
-    values = {name: _as_text(value) for name, value in record.items() if value is not None}
+    values = {name: _as_text(value) for name, value in record.items() if not _is_nothing(value)}
     for value in values.values():
         if problem := problem_with_text(value):
             return problem
     text = values.pop(columns.text, "").strip()
     label = values.pop(columns.label, "").strip() if columns.label is not None else ""
-    if record[columns.text] is not None and not isinstance(record[columns.text], str | int | float):
-        return f"the text is a {type(record[columns.text]).__name__}, not a string"
+    for name, column in (("text", columns.text), ("label", columns.label)):
+        value = record[column] if column is not None else None
+        if value is not None and not isinstance(value, str | int | float):
+            return f"the {name} is a {type(value).__name__}, not a string"
     if not text:
         return "empty text"
     if columns.label is not None and not label:
@@ -103,6 +105,11 @@ def missing(name: str, columns: Collection[str]) -> str:
     if nearest:
         return f"has no column {name!r} (nearest: {nearest[0]!r})"
     return f"has no column {name!r} (it has {', '.join(map(repr, columns)) or 'none'})"
+
+
+def _is_nothing(value: object) -> bool:
+    """Missing; what writes tables says so by NaN, the one value that differs from itself."""
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def _as_text(value: object) -> str:
