@@ -86,9 +86,9 @@ def clean_row(
     text = values.pop(columns.text, "").strip()
     label = values.pop(columns.label, "").strip() if columns.label is not None else ""
     for name, column in (("text", columns.text), ("label", columns.label)):
-        value = record[column] if column is not None else None
-        if value is not None and not isinstance(value, str | int | float):
-            return f"the {name} is a {type(value).__name__}, not a string"
+        given = record[column] if column is not None else None
+        if given is not None and not isinstance(given, str | int | float):
+            return f"the {name} is a {type(given).__name__}, not a string"
     if not text:
         return "empty text"
     if columns.label is not None and not label:
