@@ -95,9 +95,15 @@ def root_keys(config_name: str) -> tuple[list[str], list[str]]:
     primary = OmegaConf.load(conf_folder() / f"{config_name}.yaml")
     assert isinstance(primary, DictConfig)
     groups = [folder.name for folder in sorted(conf_folder().iterdir()) if folder.is_dir()]
-    chosen = [str(key) for entry in primary.get("defaults", []) if OmegaConf.is_dict(entry) for key in entry]
-    known = dict.fromkeys([*groups, *(str(key) for key in primary if key != "defaults")])
-    return [key for key in known if key not in SPREAD], chosen
+    known, chosen = [*groups, *(str(key) for key in primary if key != "defaults")], []
+    for entry in primary.get("defaults", []):
+        if OmegaConf.is_dict(entry):
+            chosen += [str(key) for key in entry]
+        elif entry != "_self_":  # a config that this one begins with
+            more = root_keys(str(entry))
+            known += more[0]
+            chosen += more[1]
+    return [key for key in dict.fromkeys(known) if key not in SPREAD], chosen
 
 
 def raw(cfg: DictConfig) -> dict[Any, Any]:

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -227,28 +229,51 @@ def _load_once(
     gguf_file: str | None,
     quantization: str | None,
 ) -> FrozenLM:
-    asked = {"revision": revision, "trust_remote_code": trust_remote_code, "gguf_file": gguf_file}
-    where: dict[str, Any] = {key: value for key, value in asked.items() if value}
     how: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if quantization is not None:
         how["quantization_config"] = quantization_config(quantization)
-    try:
-        source = files_of(name_or_path, revision)
+    with said_of(name_or_path):
+        source, where = files_of(name_or_path, revision), place(revision, trust_remote_code, gguf_file)
         print(f"Loading {name_or_path} ...", flush=True)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **how, **where)
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserMistake(
-            f"model.name_or_path={name_or_path} could not be loaded as a causal LM: {reason} "
-            f"Give the name of a model on the hub, a local folder, or {', '.join(BUNDLED)}."
-        ) from error
     name = (
         str(Path(source).resolve())
         if name_or_path in BUNDLED or Path(name_or_path).is_dir()
         else name_or_path
     )
     return FrozenLM(model, tokenizer, name, revision)
+
+
+def load_tokenizer(
+    name_or_path: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    gguf_file: str | None = None,
+) -> Any:
+    """What an LM reads texts with, without the LM."""
+    with said_of(name_or_path):
+        source = files_of(name_or_path, revision)
+        return AutoTokenizer.from_pretrained(source, **place(revision, trust_remote_code, gguf_file))
+
+
+def place(revision: str | None, trust_remote_code: bool, gguf_file: str | None) -> dict[str, Any]:
+    """In the words of transformers, which takes None for something said."""
+    asked = {"revision": revision, "trust_remote_code": trust_remote_code, "gguf_file": gguf_file}
+    return {key: value for key, value in asked.items() if value}
+
+
+@contextmanager
+def said_of(name_or_path: str) -> Iterator[None]:
+    """Whatever transformers objects to, in one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserMistake(
+            f"model.name_or_path={name_or_path} could not be loaded as a causal LM: {reason} "
+            f"Give the name of a model on the hub, a local folder, or {', '.join(BUNDLED)}."
+        ) from error
 
 
 def files_of(name_or_path: str, revision: str | None) -> str:

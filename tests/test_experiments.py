@@ -96,7 +96,7 @@ def test_the_seed_tutorial_is_trained_from_end_to_end(folder: Path) -> None:
     words += ["trainer.max_steps=20", "data.folds=5", "data.fold=1", "hydra.run.dir=raft"]
     call(folder, main, *words)
     run = open_run(folder / "raft")
-    assert run.label_words.words == ("complaint", "no complaint")
+    assert run.label_words.words == (("complaint",), ("no complaint",))
     tokens = [run.lm.tokenizer.decode(ids) for ids in run.label_words.token_ids]
     assert tokens == [" complaint", " no complaint"]
     with (folder / "raft" / "report" / "predictions.csv").open(newline="") as file:

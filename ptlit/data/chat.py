@@ -214,7 +214,8 @@ class ChatData(TextData[Dialogue]):
         place_of = {i: place for place, i in enumerate(good)}
         kept = [(place_of[i], row) for i, row in done if i in place_of]
         tokens: list[IndexedRow] = indexed([row for _, row in kept], [place for place, _ in kept])
-        return Encoded([rows[i] for i in good], tokens, len(cut - bad.keys()), len(bad))
+        shortened = frozenset(place_of[i] for i in cut - bad.keys())
+        return Encoded([rows[i] for i in good], tokens, shortened, len(bad))
 
     def _text(self, row: Dialogue) -> str:
         """The user's side: other answers to the same questions stay together."""

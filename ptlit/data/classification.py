@@ -121,7 +121,7 @@ class ClassificationData(TextData[SourceRow]):
         self._prepare(rows)
         found = self._encode(rows)
         self.rows["test"], self.encoded["test"] = found.rows, found.tokens
-        self.skipped["test"], self.truncated["test"] = skipped, found.truncated
+        self.skipped["test"], self.cut["test"] = skipped, found.cut
 
     @property
     def instruction(self) -> str:
@@ -183,8 +183,9 @@ class ClassificationData(TextData[SourceRow]):
                     spare=words.longest - len(words.firsts[label]),
                 )
             )
-        encoded, truncated = encode_all(examples, self.tokenizer, self.max_length)
-        return Encoded([self._row(row) for row in rows], indexed(encoded, range(len(rows))), truncated)
+        encoded, cut = encode_all(examples, self.tokenizer, self.max_length)
+        tokens = indexed(encoded, range(len(rows)))
+        return Encoded([self._row(row) for row in rows], tokens, frozenset(cut))
 
     def _row(self, row: SourceRow) -> Row:
         group = row["fields"].get("topic") if self.path == BUNDLED_TWEETS else None

@@ -34,7 +34,7 @@ class Encoded(Generic[R]):
 
     rows: list[R]
     tokens: list[IndexedRow]
-    truncated: int = 0
+    cut: frozenset[int] = frozenset()  # those of `rows` that were too long
     skipped: int = 0  # rows that turned out bad only now
 
 
@@ -121,7 +121,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         self.rows: dict[str, list[Any]] = {}  # as a person would look at them
         self.encoded: dict[str, list[IndexedRow]] = {}
         self.skipped: dict[str, int] = {}
-        self.truncated: dict[str, int] = {}
+        self.cut: dict[str, frozenset[int]] = {}
         self.notes: list[str] = []
 
     @property
@@ -183,7 +183,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
             for split, rows in splits.items()
         }
         self.encoded = {split: each.tokens for split, each in found.items()}
-        self.truncated = {split: each.truncated for split, each in found.items()}
+        self.cut = {split: each.cut for split, each in found.items()}
         self.skipped = {split: skipped.get(split, 0) + each.skipped for split, each in found.items()}
         self.notes += notes
         self.rows = {split: each.rows for split, each in found.items()}
@@ -256,7 +256,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
                 rows=len(rows),
                 counts=self._counts(split),
                 skipped=self.skipped[split],
-                truncated=self.truncated[split],
+                truncated=len(self.cut[split]),
                 median_tokens=median(len(row["input_ids"]) for row in self.encoded[split]),
                 also_in_train=copies,
             )

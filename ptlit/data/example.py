@@ -57,20 +57,20 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
 
 def encode_all(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int | None
-) -> tuple[list[EncodedRow], int]:
-    """All rows in one batched call, and how many of them had to be cut; with None none is."""
+) -> tuple[list[EncodedRow], list[int]]:
+    """All rows in one batched call, and which of them had to be cut; with None none is."""
     leading = leading_tokens(tokenizer)
     stretches = [_stretches(example) for example in examples]
     ids = iter(token_ids([part.text for row in stretches for part in row], tokenizer))
-    rows = []
-    truncated = 0
+    rows: list[EncodedRow] = []
+    cut = []
     for example, stretch in zip(examples, stretches, strict=True):
         row = _assembled(example, stretch, [next(ids) for _ in stretch], leading, tokenizer)
         if max_length is not None and (excess := _length(row) + example.spare - max_length) > 0:
             row = _cut(example, excess, leading, tokenizer, max_length)
-            truncated += 1
+            cut.append(len(rows))
         rows.append(row)
-    return rows, truncated
+    return rows, cut
 
 
 def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
