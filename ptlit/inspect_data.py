@@ -46,7 +46,7 @@ def inspect_data(cfg: DictConfig) -> None:
     if any(data.skipped.values()):
         console.print("data.on_bad_row=error names the bad rows that are skipped here.")
     console.print(f"\nTokens of a row, {cfg.split}:")
-    for line in histogram([len(row["input_ids"]) for row in data.encoded[cfg.split]]):
+    for line in histogram(data.encoded[cfg.split].lengths):
         console.print(line)
     console.print(padding_line(data))
 
@@ -124,7 +124,7 @@ def around_cut(said: str, whole: str) -> tuple[str, str, str]:
 
 def splits_table(data: TextData[Any]) -> Table:
     summary = data.summary()["splits"]
-    lengths = {name: [len(row["input_ids"]) for row in data.encoded[name]] for name in summary}
+    lengths = {name: data.encoded[name].lengths for name in summary}
     counted = dict.fromkeys(name for split in summary.values() for name in split["counts"])
     table = Table("", *summary)
 
@@ -158,7 +158,7 @@ def histogram(lengths: Sequence[int]) -> Iterator[str]:
 
 def padding_line(data: TextData[Any]) -> str:
     """Of the training batches of an epoch: those of this config, and those of the other way."""
-    lengths = [len(row["input_ids"]) for row in data.encoded["train"]]
+    lengths = data.encoded["train"].lengths
 
     def share(**how: Any) -> float:
         batches = Batches(lengths, data.batch_size, seed=data.seed, **how)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny import byte_tokenizer
 
-from ptlit.data import ClassificationData, LabelWords, Template
+from ptlit.data import ClassificationData, LabelWords, Template, classification
 from ptlit.data.example import NOT_LEARNED, encode
+from ptlit.data.token_rows import TokenRows
 from ptlit.mistake import UserMistake
 
 TOKENIZER = byte_tokenizer()
@@ -298,3 +299,27 @@ def test_bundled_tweets_carry_their_topic():
     assert {row["group"] for row in data.rows["train"]} == {"claritin"}
     assert len(data.rows["train"]) == 50
     assert data.label_words.names == ("negative", "neutral", "positive")
+
+
+def test_rows_in_tokens_are_what_was_put_in():
+    rows = [{"input_ids": [i, -1, 250_000], "labels": [-100, -100, i], "label": i % 3 - 1} for i in range(9)]
+    rows[4] = {"input_ids": [], "labels": [], "label": -1}
+    found = TokenRows()
+    found.extend(rows[:5], range(5))
+    found.extend(rows[5:], range(10, 14))
+    expected = [row | {"row": place} for row, place in zip(rows, [*range(5), *range(10, 14)], strict=True)]
+    assert list(found) == expected and found[::2] == expected[::2] and found[-1] == expected[-1]
+    assert found.lengths == [3, 3, 3, 3, 0, 3, 3, 3, 3]
+    assert pickle.loads(pickle.dumps(found)) == found != TokenRows()
+    with pytest.raises(IndexError):
+        found[9]
+
+
+def test_rows_are_tokenised_in_chunks_as_they_are_at_once(file, monkeypatch):
+    whole = data_of(file, max_length=40)
+    monkeypatch.setattr(classification, "CHUNK", 7)
+    parts = data_of(file, max_length=40)
+    assert parts.encoded == whole.encoded and parts.cut == whole.cut and whole.cut["train"]
+    for row in whole.encoded["train"]:
+        longer = 8 + len(whole.rows["train"][row["row"]]["text"]) + len("\nSentiment: good") > 40
+        assert (row["row"] in whole.cut["train"]) is longer

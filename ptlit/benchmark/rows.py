@@ -1,6 +1,7 @@
 """The rows that everybody trains on: the same ones in batches by chance and in batches of like length."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +105,9 @@ def text_alone(row: IndexedRow) -> list[int]:
     return [token for token, label in pairs if label == NOT_LEARNED]
 
 
-def chats(rows: list[IndexedRow], seed: int, shortest: int, longest: int, learned: int) -> list[IndexedRow]:
+def chats(
+    rows: Sequence[IndexedRow], seed: int, shortest: int, longest: int, learned: int
+) -> list[IndexedRow]:
     """Rows as long as chats, put together from short ones; the end is learned, as an answer is."""
     generator = torch.Generator().manual_seed(seed)
     made: list[IndexedRow] = []

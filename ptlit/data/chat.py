@@ -8,13 +8,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ptlit.data.chat_formats import FORMATS, BadDialogue, Format, read_dialogue, recognised
 from ptlit.data.chat_template import ChatTemplate, Lesson, is_file_name
-from ptlit.data.collate import IndexedRow
-from ptlit.data.datamodule import Encoded, OnBadRow, TextData, indexed
+from ptlit.data.datamodule import Encoded, OnBadRow, TextData
 from ptlit.data.dialogues import Message
 from ptlit.data.example import NOT_LEARNED, EncodedRow, encode_all, token_ids
 from ptlit.data.formats import Table
 from ptlit.data.rows import complain, usable_rows
 from ptlit.data.sources import BUNDLED_DIALOGUES, check_source
+from ptlit.data.token_rows import TokenRows
 from ptlit.mistake import UserMistake
 
 Learn = Literal["all_replies", "last_reply"]
@@ -213,7 +213,8 @@ class ChatData(TextData[Dialogue]):
             complain(source, said, self.on_bad_row, any_left=bool(good))
         place_of = {i: place for place, i in enumerate(good)}
         kept = [(place_of[i], row) for i, row in done if i in place_of]
-        tokens: list[IndexedRow] = indexed([row for _, row in kept], [place for place, _ in kept])
+        tokens = TokenRows()
+        tokens.extend((row for _, row in kept), (place for place, _ in kept))
         shortened = frozenset(place_of[i] for i in cut - bad.keys())
         return Encoded([rows[i] for i in good], tokens, shortened, len(bad))
 

@@ -6,16 +6,21 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ptlit.data.datamodule import Encoded, OnBadRow, TextData, indexed
-from ptlit.data.example import encode_all
+from ptlit.data.datamodule import Encoded, OnBadRow, TextData
+from ptlit.data.example import Example, encode_all
 from ptlit.data.formats import Table, read_table
 from ptlit.data.label_words import LabelWords
 from ptlit.data.rows import Columns, SourceRow, clean_rows
 from ptlit.data.sources import BUNDLED_TWEETS, check_source
 from ptlit.data.templates import Template, content_free
+from ptlit.data.token_rows import TokenRows
 from ptlit.mistake import UserMistake
+
+CHUNK = 4096  # rows that are tokenised together
+MANY = 20_000  # rows, from which on one wants to see how far it is
 
 
 class Row(TypedDict):
@@ -168,24 +173,33 @@ class ClassificationData(TextData[SourceRow]):
         self.label_words = listening(self.template, names, self.declared, self.tokenizer, self.calibrate)
 
     def _encode(self, rows: Sequence[SourceRow]) -> Encoded[Row]:
-        examples = []
-        words = self.label_words
-        for row in rows:
-            label = words.names.index(row["label"])
-            examples.append(
-                self.template.example(
-                    row["text"],
-                    row["fields"],
-                    target=words.words[label][0],
-                    label=label,
-                    ends_with_eos=words.ends_with_eos,
-                    # The same of a text is read whichever label is right: its end must not tell.
-                    spare=words.longest - len(words.firsts[label]),
-                )
-            )
-        encoded, cut = encode_all(examples, self.tokenizer, self.max_length)
-        tokens = indexed(encoded, range(len(rows)))
+        tokens = TokenRows()
+        cut: set[int] = set()
+        with tqdm(total=len(rows), desc="Tokenising", unit=" rows", disable=len(rows) < MANY) as bar:
+            for start in range(0, len(rows), CHUNK):
+                here = rows[start : start + CHUNK]
+                encoded, shortened = encode_all(self._examples(here), self.tokenizer, self.max_length)
+                tokens.extend(encoded, range(start, start + len(here)))
+                cut.update(start + place for place in shortened)
+                bar.update(len(here))
         return Encoded([self._row(row) for row in rows], tokens, frozenset(cut))
+
+    def _examples(self, rows: Sequence[SourceRow]) -> list[Example]:
+        words = self.label_words
+        labels = [words.names.index(row["label"]) for row in rows]
+        # The same of a text is read whichever label is right: its end must not tell.
+        spare = [words.longest - len(tokens) for tokens in words.firsts]
+        return [
+            self.template.example(
+                row["text"],
+                row["fields"],
+                target=words.words[label][0],
+                label=label,
+                ends_with_eos=words.ends_with_eos,
+                spare=spare[label],
+            )
+            for row, label in zip(rows, labels, strict=True)
+        ]
 
     def _row(self, row: SourceRow) -> Row:
         group = row["fields"].get("topic") if self.path == BUNDLED_TWEETS else None

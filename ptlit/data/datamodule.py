@@ -14,14 +14,14 @@ from typing import Any, Generic, Literal, TypedDict, TypeVar
 import lightning
 from transformers import PreTrainedTokenizerBase
 
-from ptlit.data.collate import Collate, IndexedRow
-from ptlit.data.example import EncodedRow
+from ptlit.data.collate import Collate
 from ptlit.data.formats import Table
 from ptlit.data.label_words import LabelWords
 from ptlit.data.loader import ResumableLoader
 from ptlit.data.sampler import Batches
 from ptlit.data.sources import read_splits
 from ptlit.data.splitting import few_of_each, fold_by_content, limited, same_text, split_by_content
+from ptlit.data.token_rows import TokenRows
 from ptlit.mistake import UserMistake
 
 R = TypeVar("R")  # a row as it was read
@@ -33,7 +33,7 @@ class Encoded(Generic[R]):
     """One split in tokens; `IndexedRow.row` points into `rows`."""
 
     rows: list[R]
-    tokens: list[IndexedRow]
+    tokens: TokenRows
     cut: frozenset[int] = frozenset()  # those of `rows` that were too long
     skipped: int = 0  # rows that turned out bad only now
 
@@ -119,7 +119,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         self.num_workers = _at_least(0, "num_workers", num_workers)
         self.seed = seed
         self.rows: dict[str, list[Any]] = {}  # as a person would look at them
-        self.encoded: dict[str, list[IndexedRow]] = {}
+        self.encoded: dict[str, TokenRows] = {}
         self.skipped: dict[str, int] = {}
         self.cut: dict[str, frozenset[int]] = {}
         self.notes: list[str] = []
@@ -174,6 +174,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         )
         order = sorted(tables, key=("train", "val", "test").index)
         splits, skipped = self._cleaned({split: tables[split] for split in order})
+        tables.clear()  # a large file would stand in memory twice
         notes = self._set_aside(splits)
         self._prepare(splits["train"])
         if self.few_shot is not None:
@@ -257,7 +258,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
                 counts=self._counts(split),
                 skipped=self.skipped[split],
                 truncated=len(self.cut[split]),
-                median_tokens=median(len(row["input_ids"]) for row in self.encoded[split]),
+                median_tokens=median(self.encoded[split].lengths),
                 also_in_train=copies,
             )
         return Summary(splits=splits, notes=list(self.notes))
@@ -268,7 +269,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
             self.batch_size,
             max_tokens=self.max_tokens,
             by_length=self.by_length,
-            classes=[row["label"] for row in self.encoded["train"]] if self.balanced else None,
+            classes=self.encoded["train"].label if self.balanced else None,
             seed=self.seed,
         )
         return self._loader("train", batches)
@@ -287,16 +288,12 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         return Batches(self._lengths(split), self.eval_batch_size, shuffle=False)
 
     def _lengths(self, split: str) -> list[int]:
-        return [len(row["input_ids"]) for row in self.encoded[split]]
+        return self.encoded[split].lengths
 
     def _loader(self, split: str, batches: Batches) -> ResumableLoader:
         collate = Collate(self.tokenizer.pad_token_id or 0)
         rows = self.encoded[split]
         return ResumableLoader(rows, batches, collate, num_workers=self.num_workers, seed=self.seed)
-
-
-def indexed(rows: Sequence[EncodedRow], places: Sequence[int]) -> list[IndexedRow]:
-    return [IndexedRow(**row, row=place) for row, place in zip(rows, places, strict=True)]
 
 
 def _at_least(least: int, key: str, value: int) -> int:

@@ -76,7 +76,10 @@ def encode_all(
 def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     if not texts:
         return []
-    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    distinct = list(dict.fromkeys(texts))  # the words of labels come again and again
+    ids = tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"]
+    found = dict(zip(distinct, ids, strict=True))
+    return [found[text] for text in texts]
 
 
 def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,6 +1,6 @@
 """A DataLoader that knows how far it is, so that a run stopped within an epoch just goes on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
 import torch
@@ -23,7 +23,7 @@ class ResumableLoader(DataLoader[Batch]):
 
     def __init__(
         self,
-        rows: list[IndexedRow],
+        rows: Sequence[IndexedRow],
         batches: Batches,
         collate: Collate,
         *,
