@@ -1,8 +1,15 @@
 """Rows behind prompts of their own: each is answered as it would be by itself."""
 
+import csv
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from methods import make_prompt
+from omegaconf import OmegaConf
+from runs import TWEETS, call, train_at
 from tiny import padded_rows, tiny_lm
 from torch import Tensor
 
@@ -10,6 +17,7 @@ from ptlit.data import LabelWords
 from ptlit.lm import FrozenLM
 from ptlit.many_prompts import ManyPrompts
 from ptlit.mistake import UserMistake
+from ptlit.predict import main as predict
 from ptlit.prompted_lm import PromptedLM
 
 LMS = ("gpt2", "llama", "bloom", "qwen3", "gemma3", "opt")
@@ -145,3 +153,118 @@ def test_what_one_batch_cannot_serve_is_told(prompts: dict[str, dict[str, Prompt
         ManyPrompts({"a": usual}).generate(["a", "b", "a", "a"], ids, mask)
     with pytest.raises(UserMistake, match="'a' names no labels"):
         ManyPrompts({"a": usual}).label_scores(["a"] * 4, ids, mask)
+
+
+@pytest.fixture(scope="module")
+def mixed(place: Path, trained: Path, trained_deep: Path) -> list[dict[str, str]]:
+    """The rows of mixed.csv: of two runs that listen for the same labels, and of one that does not."""
+    about = [
+        {"text": text, "label": "abc"[i % 3], "topic": f"x{i % 2}"} for i, (text, _) in enumerate(TWEETS)
+    ]
+    write(place / "about.csv", about)
+    words = "data.label_words={a: [' air', ' a'], b: ' boat ride', c: ' c'}"
+    options = ["data.path=about.csv", "data.template='{topic}: {text}'", "data.calibrate=true", words]
+    train_at(place, "about", "experiment=prompt_tuning", "prompt.num_virtual_tokens=3", *options)
+    rows = [
+        {"task": ("run", "deep", "about")[i % 3], "text": text * (1 + i % 4), "topic": f"x{i % 2}"}
+        for i, (text, _) in enumerate(TWEETS)
+    ]
+    write(place / "mixed.csv", rows)
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="") as file:
+        lines = csv.DictWriter(file, list(rows[0]))
+        lines.writeheader()
+        lines.writerows(rows)
+
+
+def answers(place: Path, *words: str) -> list[dict[str, object]]:
+    call(place, predict, *words, "output=answers.jsonl", "overwrite=true")
+    return [json.loads(line) for line in (place / "answers.jsonl").read_text().splitlines()]
+
+
+LABELS = {"run": ("bad", "good"), "deep": ("bad", "good"), "about": ("a", "b", "c")}
+
+
+@pytest.mark.parametrize("size", [(), ("chunk_size=17", "batch_size=5")])
+def test_a_file_of_several_tasks_is_answered_as_by_each_run(
+    place: Path, mixed: list[dict[str, str]], size: tuple[str, ...]
+) -> None:
+    together = answers(place, "run=run,deep,about", "run_column=task", "input=mixed.csv", *size)
+    assert [{key: row[key] for key in ("task", "text", "topic")} for row in together] == mixed
+    for name, labels in LABELS.items():
+        apart = answers(place, f"run={name}", "input=mixed.csv")
+        for row, wanted in zip(together, apart, strict=True):
+            if row["task"] != name:
+                continue
+            chances = {label: row[f"probability_{label}"] for label in ("bad", "good", "a", "b", "c")}
+            assert {label for label in chances if chances[label] is not None} == set(labels)
+            for label in labels:
+                assert chances[label] == pytest.approx(wanted[f"probability_{label}"], abs=1e-5)
+            assert row["probability"] == max(chances[label] for label in labels)
+            assert chances[row["prediction"]] == row["probability"]
+
+
+def test_a_row_that_no_run_answers_is_bad(
+    place: Path, mixed: list[dict[str, str]], capsys: pytest.CaptureFixture
+) -> None:
+    rows = [
+        {"task": "mood", "text": "one"},
+        {"task": "moot", "text": "two"},
+        {"text": "three"},
+        {"task": "subject", "text": "four"},
+        {"task": "subject", "text": "five", "topic": "x"},
+        {"task": " mood ", "text": "six"},
+    ]
+    (place / "odd.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["run={mood: run, subject: about}", "run_column=task", "input=odd.jsonl"]
+    said = (
+        "3 bad rows: line 2: the run 'moot' in the column 'task', not one of mood, subject; "
+        "line 3: nothing in the column 'task', not one of mood, subject; "
+        "line 4: nothing in the column 'topic', which the template names"
+    )
+    with pytest.raises(SystemExit, match=said):
+        answers(place, *words)
+    capsys.readouterr()
+    found = answers(place, *words, "on_bad_row=skip")
+    assert [row["prediction"] is None for row in found] == [False, True, True, True, False, False]
+    assert "6 rows in" in (printed := capsys.readouterr().out) and "; subject: a " in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["run=run,deep"],
+            "run names 2 runs, and nothing says .*: give run_column=<a column that holds run or deep>",
+        ),
+        (["run=run,deep", "run_column=tusk"], "has no column 'tusk' .nearest: 'task'.; set run_column"),
+        (["run=run,deep", "run_column=text"], "run_column=text is the column with the texts"),
+        (["run=run,gone", "run_column=task"], "run=gone: there is no such folder"),
+        (["run=[]", "run_column=task"], "names no run folder"),
+        (["run=run,other", "run_column=task"], "'other' stands before .*: one batch has one LM"),
+        (
+            ["run=run,latin", "run_column=task"],
+            "run was trained with data.encoding=None and latin with latin-1: give",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    place: Path, trained: Path, mixed: list[dict[str, str]], words: list[str], said: str
+) -> None:
+    for name, key, value in (
+        ("other", "model.name_or_path", str(place / "lm2")),
+        ("latin", "data.encoding", "latin-1"),
+    ):
+        if f"run=run,{name}" in words:
+            shutil.copytree(place / "lm", place / "lm2", dirs_exist_ok=True)
+            shutil.copytree(trained, place / name)
+            cfg = OmegaConf.load(trained / "config.yaml")
+            OmegaConf.update(cfg, key, value)
+            OmegaConf.save(cfg, place / name / "config.yaml")
+    with pytest.raises(SystemExit, match=said) as end:
+        call(place, predict, *words, "input=mixed.csv", "output=o.csv")
+    assert len(str(end.value).splitlines()) == 1
+    assert not (place / "o.csv").exists() and not list(place.glob("*.unfinished"))
