@@ -36,7 +36,7 @@ class ManyTasks:
         method: str = "ptuning_mlp",
         num_virtual_tokens: int = 20,
         tasks: int = 8,
-        batches: int = 3,
+        batches: int = 2,
         passes: int = 2,
         device: Literal["cpu", "cuda"] = "cpu",
         threads: int | None = None,
