@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ptlit.data import LabelWords
+from ptlit.decoding import Decoding, refuse
 from ptlit.leaning import leaning
 from ptlit.mistake import UserMistake
 from ptlit.prefix import Prefix, PrefixOfRows
@@ -69,6 +70,14 @@ class ManyPrompts(nn.Module):
         """transformers' `generate`, each row behind the prompt that `names` gives it: the input ids
         (left-padded) followed by new tokens.
         """
+        model = self.alone.lm.model
+        decoding = Decoding.asked(model, generation, input_ids.shape[1])
+        refuse(decoding, attention_mask)
+        if decoding.is_assisted or decoding.config.use_cache is False or decoding.config.cache_implementation:
+            raise UserMistake(
+                "Rows with prompts of their own are written with an ordinary cache: leave out assistants, "
+                "use_cache and cache_implementation."
+            )
         prefix = self._prefixes_of(names)
         before, last = attention_mask[:, :-1], attention_mask[:, -1:]
         if before.any():  # read with its padding behind it, where nothing counts it
@@ -76,15 +85,15 @@ class ManyPrompts(nn.Module):
             ids = input_ids[:, :-1].gather(1, order)
             _, prefix = self._read(prefix, ids, before.gather(1, order), torch.zeros_like(order).bool())
         seen = torch.cat([prefix.mask, last], dim=1)
+        rows = torch.arange(len(names), device=input_ids.device)
+        ways = max(decoding.config.num_beams or 1, decoding.sequences)
         missing = seen.shape[1] - input_ids.shape[1]
-        whole = nn.functional.pad(
-            input_ids, (missing, 0)
-        )  # as wide as what is seen: the last is still to be read
-        written = self.alone.lm.model.generate(
+        whole = nn.functional.pad(input_ids, (missing, 0))  # as wide as `seen`: its last is still to be read
+        written = model.generate(
             input_ids=whole,
             attention_mask=seen,
-            past_key_values=prefix.growing_cache(self.alone.lm.model),
-            **generation,
+            past_key_values=prefix.of(rows.repeat_interleave(ways)).growing_cache(model),
+            **decoding.options,
         )
         return written[:, missing:]
 
@@ -153,6 +162,11 @@ def check_prompts(prompts: Mapping[str, PromptedLM]) -> None:
         raise UserMistake("No prompt is given.")
     (first, one), *_ = prompts.items()
     for name, prompted_lm in prompts.items():
+        if prompted_lm.lm is not one.lm and (prompted_lm.lm.has_lora or one.lm.has_lora):
+            worn = name if prompted_lm.lm.has_lora else first
+            raise UserMistake(
+                f"{worn!r} has a LoRA of its own on the LM, and one batch has one LM: answer with it alone."
+            )
         if prompted_lm.lm is not one.lm:
             raise UserMistake(
                 f"{name!r} stands before {prompted_lm.lm.name} ({prompted_lm.lm.dtype}) and {first!r} before "

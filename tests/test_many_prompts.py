@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ptlit.data import LabelWords
 from ptlit.lm import FrozenLM
+from ptlit.lora import TrainedLora, with_lora
 from ptlit.many_prompts import ManyPrompts
 from ptlit.mistake import UserMistake
 from ptlit.predict import main as predict
@@ -49,7 +50,9 @@ def prompts() -> dict[str, dict[str, PromptedLM]]:
 
 
 def doubled(name: str) -> FrozenLM:
+    """With a head of its own: one that is tied to such embeddings says again what it has read."""
     lm = tiny_lm(name, spread=0.3)
+    lm.model.get_output_embeddings().weight = torch.nn.Parameter(torch.randn(259, 32))
     return FrozenLM(lm.model.double(), lm.tokenizer)
 
 
@@ -102,9 +105,10 @@ def test_scores_are_those_of_each_row_alone(
             assert set(found.values()) <= {-torch.inf}
 
 
+@pytest.mark.parametrize("way", [{}, {"num_beams": 3, "num_return_sequences": 2}])
 @pytest.mark.parametrize("architecture", LMS)
 def test_text_is_what_each_row_writes_alone(
-    prompts: dict[str, dict[str, PromptedLM]], architecture: str
+    prompts: dict[str, dict[str, PromptedLM]], architecture: str, way: dict[str, int]
 ) -> None:
     own = prompts[architecture]
     texts, mask, _ = padded_rows(TEXTS)
@@ -112,13 +116,16 @@ def test_text_is_what_each_row_writes_alone(
     left, seen = (
         torch.stack([row.roll(by) for row, by in zip(each, shifts, strict=True)]) for each in (texts, mask)
     )
-    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0} | way
+    sequences = settings.get("num_return_sequences", 1)
     written = ManyPrompts(own).generate(NAMES, left, seen, **settings)
-    assert torch.equal(written[:, : left.shape[1]], left)
+    assert torch.equal(written[:, : left.shape[1]], left.repeat_interleave(sequences, 0))
     for row, name, length in zip(range(len(TEXTS)), NAMES, TEXTS, strict=True):
         text = texts[row : row + 1, :length]
         by_itself = own[name].generate(text, torch.ones_like(text), **settings)
-        assert written[row, left.shape[1] :].tolist() == by_itself[0, length:].tolist()
+        here = written[row * sequences : (row + 1) * sequences, left.shape[1] :]
+        assert here.tolist() == by_itself[:, length:].tolist()
+    assert len(set(written[:, left.shape[1] :].flatten().tolist())) > 20
 
 
 def test_prompts_are_computed_once(prompts: dict[str, dict[str, PromptedLM]]) -> None:
@@ -138,11 +145,16 @@ def test_what_one_batch_cannot_serve_is_told(prompts: dict[str, dict[str, Prompt
     usual = prompts["llama"]["prompt_tuning"]
     in_rows = PromptedLM(lm, make_prompt("prompt_tuning", lm.shape), slots=6)
     mamba = tiny_lm("mamba")
+    wearing = with_lora(tiny_lm("llama"), TrainedLora())
     without = PromptedLM(mamba, make_prompt("prompt_tuning", mamba.shape))
     for given, said in (
         ({}, "No prompt"),
         ({"a": usual, "b": prompts["gpt2"]["prompt_tuning"]}, "one batch has one LM"),
         ({"a": usual, "b": in_rows}, "'b' has virtual tokens inside its template"),
+        (
+            {"a": usual, "b": PromptedLM(wearing, make_prompt("prompt_tuning", wearing.shape))},
+            "'b' has a LoRA of its own on the LM",
+        ),
         ({"a": without}, "does not keep keys and values in every layer"),
         ({"a": PromptedLM(lm, None)}, "'a' has no prompt"),
     ):
@@ -150,9 +162,11 @@ def test_what_one_batch_cannot_serve_is_told(prompts: dict[str, dict[str, Prompt
             ManyPrompts(given)
     ids, mask, _ = padded_rows()
     with pytest.raises(UserMistake, match="no prompt 'b', only a"):
-        ManyPrompts({"a": usual}).generate(["a", "b", "a", "a"], ids, mask)
+        ManyPrompts({"a": usual}).generate(["a", "b", "a", "a"], ids.flip(1), mask.flip(1))
     with pytest.raises(UserMistake, match="'a' names no labels"):
         ManyPrompts({"a": usual}).label_scores(["a"] * 4, ids, mask)
+    with pytest.raises(UserMistake, match="leave out assistants, use_cache"):
+        ManyPrompts({"a": usual}).generate(["a"] * 4, ids.flip(1), mask.flip(1), use_cache=False)
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,13 @@ from ptlit.benchmark.answers import Texts, Tokens
 from ptlit.benchmark.case import Node
 from ptlit.benchmark.tasks import Server, rows_of
 from ptlit.lm import FrozenLM
+from ptlit.products import restore
 
 
 class Switching(Server):
     def __init__(self, lm: FrozenLM, adapters: Sequence[Path], prompt: Node, labels: Sequence[Tokens]):
         self.device, self.heads = lm.device, [token for (token,) in labels]
+        restore(lm.model)
         self.model = PeftModel.from_pretrained(lm.model, str(adapters[0]), adapter_name="0").eval()
         for task, adapter in enumerate(adapters[1:], start=1):
             self.model.load_adapter(str(adapter), adapter_name=str(task))
