@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ptlit.data import LabelWords
-from ptlit.decoding import Decoding, refuse
+from ptlit.decoding import Decoding, refuse, unpadded
 from ptlit.leaning import leaning
 from ptlit.mistake import UserMistake
 from ptlit.prefix import Prefix, PrefixOfRows
@@ -79,23 +79,26 @@ class ManyPrompts(nn.Module):
                 "use_cache and cache_implementation."
             )
         prefix = self._prefixes_of(names)
-        before, last = attention_mask[:, :-1], attention_mask[:, -1:]
+        text, mask = unpadded(input_ids, attention_mask)
+        before, last = mask[:, :-1], mask[:, -1:]
         if before.any():  # read with its padding behind it, where nothing counts it
             order = (1 - before).argsort(dim=1, stable=True)
-            ids = input_ids[:, :-1].gather(1, order)
+            ids = text[:, :-1].gather(1, order)
             _, prefix = self._read(prefix, ids, before.gather(1, order), torch.zeros_like(order).bool())
         seen = torch.cat([prefix.mask, last], dim=1)
-        rows = torch.arange(len(names), device=input_ids.device)
+        rows = torch.arange(len(names), device=text.device)
         ways = max(decoding.config.num_beams or 1, decoding.sequences)
-        missing = seen.shape[1] - input_ids.shape[1]
-        whole = nn.functional.pad(input_ids, (missing, 0))  # as wide as `seen`: its last is still to be read
+        whole = nn.functional.pad(
+            text, (seen.shape[1] - text.shape[1], 0)
+        )  # as wide as `seen`: its last is still to be read
         written = model.generate(
             input_ids=whole,
             attention_mask=seen,
             past_key_values=prefix.of(rows.repeat_interleave(ways)).growing_cache(model),
             **decoding.options,
         )
-        return written[:, missing:]
+        new = written[:, whole.shape[1] :]  # (B * sequences, M)
+        return torch.cat([input_ids.repeat_interleave(decoding.sequences, dim=0), new], dim=1)
 
     def _read(
         self, prefix: PrefixOfRows, input_ids: Tensor, attention_mask: Tensor, keep: Tensor

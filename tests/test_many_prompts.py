@@ -116,6 +116,7 @@ def test_text_is_what_each_row_writes_alone(
     left, seen = (
         torch.stack([row.roll(by) for row, by in zip(each, shifts, strict=True)]) for each in (texts, mask)
     )
+    left, seen = (torch.nn.functional.pad(each, (40, 0)) for each in (left, seen))
     settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0} | way
     sequences = settings.get("num_return_sequences", 1)
     written = ManyPrompts(own).generate(NAMES, left, seen, **settings)
