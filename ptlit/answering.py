@@ -1,47 +1,56 @@
 """A file of texts through the LM: read as a stream, answered chunk by chunk, never held in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 import lightning as L
 import numpy
+import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
-from ptlit.data import Batch, LabelWords
+from ptlit.data import Batch
 from ptlit.data.collate import Collate, IndexedRow
 from ptlit.data.example import encode_all
 from ptlit.data.rows import SourceRow
 from ptlit.data.texts import Survey, TextFile
+from ptlit.many_prompts import ManyPrompts
+from ptlit.run import Run
 from ptlit.unfinished import Unfinished
 
 
-class TextBatches(IterableDataset[Batch]):
-    """The batches of all chunks that are not answered yet; within a chunk the longest rows come first."""
+class TextRow(IndexedRow):
+    run: int  # which of the runs answers
+
+
+class TextBatch(Batch):
+    run: Tensor  # (B,)
+
+
+class TextBatches(IterableDataset[TextBatch]):
+    """The batches of all chunks that are not answered yet; within a chunk the longest rows come first,
+    whichever run answers them.
+    """
 
     def __init__(
         self,
         file: TextFile,
         unfinished: Unfinished,
-        tokenizer: PreTrainedTokenizerBase,
-        label_words: LabelWords,
-        max_length: int,
+        runs: Mapping[str, Run],
         chunk_size: int,
         batch_size: int,
     ):
         self.file = file
         self.unfinished = unfinished
-        self.tokenizer = tokenizer
-        self.label_words = label_words
-        self.max_length = max_length
+        self.runs = runs
+        self.tokenizer = next(iter(runs.values())).lm.tokenizer
         self.chunk_size = chunk_size
         self.batch_size = batch_size
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[TextBatch]:
         collate = Collate(self.tokenizer.pad_token_id or 0)
         rows = (row for _, _, row in self.file.rows())
         chunk = 0
@@ -49,17 +58,35 @@ class TextBatches(IterableDataset[Batch]):
             if not self.unfinished.has(chunk):
                 encoded = self._encoded(here, chunk * self.chunk_size)
                 for start in range(0, len(encoded), self.batch_size):
-                    yield collate(encoded[start : start + self.batch_size])
+                    batch = encoded[start : start + self.batch_size]
+                    yield TextBatch(**collate(batch), run=torch.tensor([row["run"] for row in batch]))
             chunk += 1
 
-    def _encoded(self, rows: list[SourceRow | str], first: int) -> list[IndexedRow]:
+    def _encoded(self, rows: list[SourceRow | str], first: int) -> list[TextRow]:
         usable = [(i, row) for i, row in enumerate(rows, start=first) if not isinstance(row, str)]
-        spare = self.label_words.longest  # the same of a text is read as where a label follows
-        template = self.file.template
-        examples = [template.example(row["text"], row["fields"], spare=spare) for _, row in usable]
-        encoded, _ = encode_all(examples, self.tokenizer, self.max_length)
-        indexed = [IndexedRow(**row, row=i) for (i, _), row in zip(usable, encoded, strict=True)]
-        return sorted(indexed, key=lambda row: -len(row["input_ids"]))
+        found: list[TextRow] = []
+        for place, (name, run) in enumerate(self.runs.items()):
+            assert run.template is not None and run.label_words is not None
+            spare = run.label_words.longest  # the same of a text is read as where a label follows
+            own = [(i, row) for i, row in usable if self.file.run_of(row) == name]
+            examples = [run.template.example(row["text"], row["fields"], spare=spare) for _, row in own]
+            encoded, _ = encode_all(examples, self.tokenizer, run.max_length)
+            found += [TextRow(**row, row=i, run=place) for (i, _), row in zip(own, encoded, strict=True)]
+        return sorted(found, key=lambda row: -len(row["input_ids"]))
+
+
+class AnswersOfMany(L.LightningModule):
+    """Each row of a batch is answered by the run that it belongs to."""
+
+    def __init__(self, prompts: ManyPrompts):
+        super().__init__()
+        self.prompts = prompts
+
+    def predict_step(self, batch: TextBatch, batch_idx: int) -> dict[str, Tensor]:
+        known = list(self.prompts.prompts)
+        names = [known[place] for place in batch["run"].tolist()]
+        scores = self.prompts.label_scores(names, batch["input_ids"], batch["attention_mask"])
+        return {"row": batch["row"], "scores": scores}
 
 
 class Answering(L.Callback):

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from ptlit.mistake import UserMistake
 from ptlit.quiet import quiet
 from ptlit.replies import generation
 from ptlit.run import Run, open_run
+from ptlit.run_folder import named_folders
 from ptlit.voice import Voice
 
 HELP = """\
@@ -58,7 +58,7 @@ def chat(
             raise UserMistake(sentence)
     torch.manual_seed(seed)
     voices = {}
-    for name, folder in named(run).items():
+    for name, folder in named_folders(run).items():
         opened = open_run(folder, checkpoint, lm, trust_code)
         template = chat_template(opened)
         pad = opened.lm.tokenizer.pad_token_id
@@ -66,21 +66,6 @@ def chat(
         prompted_lm = opened.prompted_lm.to(device_named(device))
         voices[name] = Voice(name, prompted_lm, template, settings, system or opened.cfg.data.get("system"))
     Chat(voices, base).go_on(spoken())
-
-
-def named(run: str | list[str] | Mapping[str, str]) -> dict[str, Path]:
-    """Runs by the names of their folders, with their parents' where two are the same."""
-    if isinstance(run, Mapping):
-        return {str(name): Path(folder) for name, folder in run.items()}
-    folders = [Path(folder) for folder in ([run] if isinstance(run, str) else run)]
-    if not folders:
-        raise UserMistake("run=[] names no run folder.")
-    same = Counter(folder.resolve().name for folder in folders)
-    names = [
-        folder.resolve().name if same[folder.resolve().name] == 1 else "/".join(folder.resolve().parts[-2:])
-        for folder in folders
-    ]
-    return dict(zip(names, folders, strict=True))
 
 
 def chat_template(run: Run) -> ChatTemplate:

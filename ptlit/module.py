@@ -1,17 +1,16 @@
 """How a prompted LM is trained and judged: the LightningModule. Its state_dict is what is trained alone."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ptlit.data import Batch, LabelWords
+from ptlit.leaning import leaning
 from ptlit.loss import divergence, learned_positions, learned_token_loss
 from ptlit.metrics import LabelMetrics, TextMetrics
 from ptlit.prefix import Prefix
@@ -90,27 +89,15 @@ class SoftPromptModule(L.LightningModule):
         """Log-probability of every label after the text of each row, (B, C)."""
         text = batch["attention_mask"] * (batch["labels"] == -100)  # (B, T): all but the learned end
         longest = int(text.sum(1).max())
-        return self._after(batch["input_ids"][:, :longest], text[:, :longest])
-
-    def _after(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         assert self.label_words is not None, "only labels have scores"
-        words = self.label_words
-        prefix = self._shared_prefix()
-        return words.of_labels(
-            self.prompted_lm.label_scores(input_ids, attention_mask, words.token_ids, prefix)
-        )
+        prefix, words = self._shared_prefix(), self.label_words
+        read = batch["input_ids"][:, :longest], text[:, :longest]
+        return words.of_labels(self.prompted_lm.label_scores(*read, words.token_ids, prefix))
 
     def _leaning(self) -> Tensor:
-        """Log of the mean probability of each label after texts that say nothing, (C,)."""
         if self._leans is None:
             assert self.label_words is not None
-            device, rows = self.prompted_lm.lm.device, self.label_words.content_free
-            self._leans = torch.zeros(len(self.label_words.names), device=device)
-            if rows:
-                ids = [torch.tensor(row, device=device) for row in rows]
-                read = [torch.ones_like(row) for row in ids]
-                padded = pad_sequence(ids, batch_first=True), pad_sequence(read, batch_first=True)
-                self._leans = self._after(*padded).log_softmax(1).logsumexp(0) - math.log(len(rows))
+            self._leans = leaning(self.prompted_lm, self.label_words, self._shared_prefix())
         return self._leans
 
     def _judge(self, batch: Batch, split: str) -> dict[str, Tensor]:

@@ -2,33 +2,37 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy
+import lightning as L
 import pyarrow
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from ptlit.answering import Answering, TextBatches
-from ptlit.build import build_judge, call, judging_accelerator
+from ptlit.answering import Answering, AnswersOfMany, TextBatches
+from ptlit.build import build_judge, call
 from ptlit.command import command
+from ptlit.data import LabelWords
 from ptlit.data.outputs import check_output, write_rows
 from ptlit.data.texts import Survey, TextFile
+from ptlit.many_prompts import ManyPrompts
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
 from ptlit.quiet import quiet
 from ptlit.report import answer_columns
-from ptlit.run import Run, open_run
+from ptlit.run_folder import named_folders
+from ptlit.runs import Runs, accelerator, open_runs, precision, setting
 from ptlit.summary import from_here
 from ptlit.unfinished import Unfinished, contents
 
 
 def predict(
-    run: str,
+    run: str | list[str] | dict[str, str],
     input: str,
     output: str,
+    run_column: str | None = None,
     overwrite: bool = False,
     text_column: str | None = None,
     encoding: str | None = None,
@@ -51,95 +55,127 @@ def predict(
     for key, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
         if value is not None and value < 1:
             raise UserMistake(f"{key}={value} must be at least 1.")
-    opened = open_run(run, checkpoint, lm, trust_code)
-    accelerator = judging_accelerator(opened.cfg, device)
-    if opened.template is None or opened.label_words is None:
-        raise UserMistake(f"run={run} has learned text: it has no labels to answer with.")
-    names, data = opened.label_words.names, opened.cfg.data
+    folders = named_folders(run)
+    if run_column is None and len(folders) > 1:
+        raise UserMistake(
+            f"run names {len(folders)} runs, and nothing says which of them answers a row: give "
+            f"run_column=<a column that holds {' or '.join(folders)}>."
+        )
+    runs = open_runs(folders, checkpoint, lm, trust_code)
+    judge_with = accelerator(runs, device), precision(runs)
+    words = {name: each.label_words for name, each in runs.items() if each.label_words is not None}
+    module, labels = who_answers(runs, words, run_column)
+    columns = answer_columns(labels, of_many=run_column is not None)
     file = TextFile(
-        source, opened.template, text_column or data.text_column, encoding or data.get("encoding")
+        source,
+        {name: each.template for name, each in runs.items() if each.template is not None},
+        setting(runs, "text_column", text_column),
+        setting(runs, "encoding", encoding),
+        run_column,
     )
-    survey = look_at(file, chunk_size, names, on_bad_row or data.on_bad_row)
+    if run_column == file.text_column:
+        raise UserMistake(f"run_column={run_column} is the column with the texts.")
+    survey = look_at(file, chunk_size, columns, setting(runs, "on_bad_row", on_bad_row))
 
     began = time.perf_counter()
     target.parent.mkdir(parents=True, exist_ok=True)
     plan = {
-        "checkpoint": contents(opened.folder.checkpoints / f"{checkpoint}.ckpt"),
-        "config": contents(opened.folder.config),
+        "checkpoints": [contents(each.folder.checkpoints / f"{checkpoint}.ckpt") for each in runs.values()],
+        "configs": [contents(each.folder.config) for each in runs.values()],
+        "names": list(runs) if run_column is not None else None,
         "input": contents(source),
+        "run_column": run_column,
         "text_column": file.text_column,
         "encoding": file.encoding,
         "chunk_size": chunk_size,
     }
-    counts: Counter[str | None] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     with Unfinished(target, plan) as unfinished:
-        size = chunk_size, batch_size or data.eval_batch_size
+        size = batch_size or min(each.cfg.data.eval_batch_size for each in runs.values())
+        batches = TextBatches(file, unfinished, runs, chunk_size, size)
+        keeper = Answering(survey, unfinished, chunk_size, len(labels))
+        judge = build_judge(*judge_with, [keeper])
         try:
-            answer(opened, file, survey, unfinished, size, accelerator)
+            judge.predict(module, DataLoader(batches, batch_size=None), return_predictions=False)
         except SystemExit:  # how Lightning ends on Ctrl-C
             print("\nInterrupted. The same command goes on from here.", flush=True)
             raise
-        label, *chances = answer_columns(names)
+        label, *chances = columns
         types = {
             **survey.columns.types(),
             label: pyarrow.string(),
             **dict.fromkeys(chances, pyarrow.float32()),
         }
-        write_rows(target, types, answered(file, unfinished, chunk_size, names, counts))
-    print_summary(target, survey, counts, names, time.perf_counter() - began)
+        write_rows(target, types, answered(file, unfinished, chunk_size, labels, words, counts))
+    print_summary(target, survey, counts, words, time.perf_counter() - began)
     return target
 
 
-def look_at(file: TextFile, chunk_size: int, names: Sequence[str], on_bad_row: str) -> Survey:
+def who_answers(
+    runs: Runs, words: Mapping[str, LabelWords], run_column: str | None
+) -> tuple[L.LightningModule, tuple[str, ...]]:
+    """And the labels there are."""
+    if run_column is None:
+        ((name, run),) = runs.items()
+        return SoftPromptModule(run.prompted_lm, label_words=words[name]), words[name].names
+    many = ManyPrompts({name: run.prompted_lm for name, run in runs.items()}, words)
+    return AnswersOfMany(many), many.labels
+
+
+def look_at(file: TextFile, chunk_size: int, columns: Sequence[str], on_bad_row: str) -> Survey:
     """Whatever is wrong with the file, before hours are spent on it."""
     survey = file.survey(chunk_size)
     if survey.bad and (on_bad_row == "error" or survey.bad == survey.rows):
         remedy = "No row is left" if survey.bad == survey.rows else "Mend them or set on_bad_row=skip"
         raise UserMistake(f"{file.path} has {survey.bad_rows()}. {remedy}.")
-    if taken := [name for name in answer_columns(names) if name in survey.columns.types()]:
+    if taken := [name for name in columns if name in survey.columns.types()]:
         raise UserMistake(f"{file.path} has a column {taken[0]!r} already: rename it, or leave it out.")
     return survey
 
 
-def answer(
-    run: Run, file: TextFile, survey: Survey, unfinished: Unfinished, size: tuple[int, int], accelerator: str
-) -> None:
-    """All chunks that are not answered yet."""
-    assert run.label_words is not None
-    chunk_size, batch_size = size
-    words = run.label_words
-    batches = TextBatches(file, unfinished, run.lm.tokenizer, words, run.max_length, chunk_size, batch_size)
-    keeper = Answering(survey, unfinished, chunk_size, len(words.names))
-    judge = build_judge(accelerator, run.precision, [keeper])
-    judge.predict(
-        SoftPromptModule(run.prompted_lm, label_words=words),
-        dataloaders=DataLoader(batches, batch_size=None),
-        return_predictions=False,
-    )
-
-
 def answered(
-    file: TextFile, unfinished: Unfinished, chunk_size: int, names: Sequence[str], counts: Counter[str | None]
+    file: TextFile,
+    unfinished: Unfinished,
+    chunk_size: int,
+    labels: Sequence[str],
+    words: Mapping[str, LabelWords],
+    counts: Counter[tuple[str, str]],
 ) -> Iterator[dict[str, object]]:
-    """Every record with its answer, in order; a bad one with an empty answer. `counts` fills up meanwhile."""
-    columns = answer_columns(names)
-    for index, (_, record, _) in enumerate(file.rows()):
+    """Every record with its answer, in order; a bad one with an empty answer, and nothing for labels that a
+    row's run does not have. `counts` fills up meanwhile.
+    """
+    columns = answer_columns(labels, of_many=file.run_column is not None)
+    for index, (_, record, row) in enumerate(file.rows()):
         if index % chunk_size == 0:
             answers = unfinished.get(index // chunk_size)
-        sure = answers[index % chunk_size]
-        label = None if numpy.isnan(sure[0]) else names[int(sure.argmax())]
-        counts[label] += 1
-        chances = [None if label is None else float(str(each)) for each in sure]  # 0.9, not 0.8999999762
         kept = {} if isinstance(record, str) else record
-        yield {**kept, **dict(zip(columns, [label, *chances], strict=True))}
+        if isinstance(row, str):
+            yield {**kept, **dict.fromkeys(columns)}
+            continue
+        run, sure = file.run_of(row), answers[index % chunk_size]
+        label, known = labels[int(sure.argmax())], words[run].names
+        counts[run, label] += 1
+        chances = [
+            float(str(each)) if name in known else None for name, each in zip(labels, sure, strict=True)
+        ]
+        best = [] if file.run_column is None else [float(str(sure.max()))]  # 0.9, not 0.8999999762
+        yield {**kept, **dict(zip(columns, [label, *best, *chances], strict=True))}
 
 
 def print_summary(
-    target: Path, survey: Survey, counts: Counter[str | None], names: Sequence[str], seconds: float
+    target: Path,
+    survey: Survey,
+    counts: Counter[tuple[str, str]],
+    words: Mapping[str, LabelWords],
+    seconds: float,
 ) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    found = ", ".join(f"{name} {counts[name]:,}" for name in names)
-    console.print(f"{survey.rows:,} rows in {seconds:.1f} s: {found}")
+    found = {
+        name: ", ".join(f"{label} {counts[name, label]:,}" for label in known.names)
+        for name, known in words.items()
+    }
+    said = [each if len(found) == 1 else f"{name}: {each}" for name, each in found.items()]
+    console.print(f"{survey.rows:,} rows in {seconds:.1f} s: {'; '.join(said)}")
     if survey.bad:
         console.print(f"without an answer: {survey.bad_rows()}")
     console.print(f"written to {from_here(target.absolute())}")

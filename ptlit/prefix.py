@@ -4,11 +4,13 @@ The only file that touches the cache API of transformers, because most breakage 
 the legend in `ptlit/prompt/base.py`.
 """
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import CacheLayerMixin
 
@@ -58,7 +60,7 @@ class Prefix:
 
     def shared_cache(self) -> Cache:
         """A cache that shows the prefix to every row and remembers nothing: for training and scoring."""
-        return Cache(layers=[_SharedPrefixLayer(k, v) for k, v in zip(self.keys, self.values, strict=True)])
+        return shared_cache(self.keys, self.values)
 
     def growing_cache(self, model: PreTrainedModel, batch_size: int) -> DynamicCache:
         """An ordinary cache that begins with the prefix in every row: for generation."""
@@ -82,6 +84,75 @@ def window(model: PreTrainedModel) -> int | None:
     """How far back the nearest-sighted layers see, where some do not see all."""
     layers: list[Any] = DynamicCache(config=model.config.get_text_config()).layers
     return min((layer.sliding_window for layer in layers if layer.is_sliding), default=None)
+
+
+@dataclass(frozen=True)
+class PrefixOfRows:
+    """A prefix for each row of a batch. Shorter ones are padded at the front: what is real stays next to the
+    text, as sliding windows count it.
+    """
+
+    keys: tuple[Tensor, ...]  # L of (B, K, P, D)
+    values: tuple[Tensor, ...]  # L of (B, K, P, D)
+    mask: Tensor  # (B, P)
+
+    @classmethod
+    def side_by_side(cls, prefixes: Sequence[Prefix]) -> "PrefixOfRows":
+        longest = max(prefix.length for prefix in prefixes)
+
+        def padded(layers: Sequence[Tensor]) -> Tensor:
+            dtype = functools.reduce(torch.promote_types, (layer.dtype for layer in layers))
+            rows = [nn.functional.pad(layer, (0, 0, longest - layer.shape[1], 0)) for layer in layers]
+            return torch.stack([row.to(dtype) for row in rows])  # (B, K, P, D)
+
+        lengths = torch.tensor([prefix.length for prefix in prefixes], device=prefixes[0].keys[0].device)
+        places = torch.arange(longest, device=lengths.device)
+        return cls(
+            tuple(map(padded, zip(*(prefix.keys for prefix in prefixes), strict=True))),
+            tuple(map(padded, zip(*(prefix.values for prefix in prefixes), strict=True))),
+            (places >= longest - lengths[:, None]).long(),
+        )
+
+    @classmethod
+    def read_into(cls, cache: Cache, mask: Tensor) -> "PrefixOfRows":
+        """All that a `whole_cache` holds once a text was read, (B, P + T) by its mask: padding behind the
+        text moves to the front, so that more can follow.
+        """
+        longest = int(mask.sum(1).max())
+        order = mask.argsort(dim=1, stable=True)[:, -longest:]  # (B, longest): padding first, then as it was
+        layers: list[Any] = cache.layers
+
+        def moved(states: Tensor) -> Tensor:
+            return states.take_along_dim(order[:, None, :, None], dim=2)
+
+        keys = tuple(moved(layer.keys) for layer in layers)
+        return cls(keys, tuple(moved(layer.values) for layer in layers), mask.gather(1, order))
+
+    def of(self, rows: Tensor) -> "PrefixOfRows":
+        """Some of the rows, in any order, as often as they are named."""
+        keys = tuple(layer[rows] for layer in self.keys)
+        return PrefixOfRows(keys, tuple(layer[rows] for layer in self.values), self.mask[rows])
+
+    def shared_cache(self) -> Cache:
+        """A cache that remembers nothing of what is read."""
+        return shared_cache(self.keys, self.values)
+
+    def whole_cache(self) -> DynamicCache:
+        """A cache that remembers everything, beyond a sliding window too."""
+        return self._filled(DynamicCache())
+
+    def growing_cache(self, model: PreTrainedModel) -> DynamicCache:
+        """An ordinary cache: for generation."""
+        return self._filled(DynamicCache(config=model.config.get_text_config()))
+
+    def _filled(self, cache: DynamicCache) -> DynamicCache:
+        for index, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            cache.update(keys, values, index)
+        return cache
+
+
+def shared_cache(keys: Sequence[Tensor], values: Sequence[Tensor]) -> Cache:
+    return Cache(layers=[_SharedPrefixLayer(k, v) for k, v in zip(keys, values, strict=True)])
 
 
 class _SharedPrefixLayer(CacheLayerMixin):

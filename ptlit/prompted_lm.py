@@ -83,7 +83,7 @@ class PromptedLM(nn.Module):
             tokens = {name: each[:, lead:] for name, each in tokens.items()}
         cache = prefix.shared_cache() if prefix is not None else None
         with self._saving_memory():
-            return self._logits(tokens, attention_mask, keep[:, lead:], cache)
+            return self.logits(tokens, attention_mask, keep[:, lead:], cache)
 
     def forward_concatenated(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> Tensor:
         """The same by the slow route: the virtual tokens are copied into every row."""
@@ -97,7 +97,7 @@ class PromptedLM(nn.Module):
                 ).logits[0]
         prefix = self.prefix()
         cache = prefix.growing_cache(self.lm.model, rows) if prefix is not None else None
-        return self._logits({"input_ids": input_ids}, attention_mask, keep, cache)
+        return self.logits({"input_ids": input_ids}, attention_mask, keep, cache)
 
     def label_scores(
         self,
@@ -141,7 +141,7 @@ class PromptedLM(nn.Module):
         read = torch.ones_like(input_ids)
         keep = torch.zeros_like(input_ids, dtype=torch.bool)
         keep[:, -1] = True
-        first = self._logits(self.tokens(input_ids), read, keep, cache).float().log_softmax(-1)  # (B, V)
+        first = self.logits(self.tokens(input_ids), read, keep, cache).float().log_softmax(-1)  # (B, V)
 
         longest = max(map(len, label_ids)) - 1
         follow = [list(ids[:-1]) + [0] * (longest - len(ids) + 1) for ids in label_ids]
@@ -153,7 +153,7 @@ class PromptedLM(nn.Module):
         mask = torch.cat(
             [read.repeat_interleave(classes, 0), learned.to(read.dtype)], dim=1
         )  # (B * C, T + M)
-        logits = self._logits({"input_ids": follow_ids}, mask, learned, cache)  # (N, V)
+        logits = self.logits({"input_ids": follow_ids}, mask, learned, cache)  # (N, V)
         rest = logits.float().log_softmax(-1).gather(-1, wanted_ids[learned][:, None])[:, 0]  # (N,)
         each = torch.zeros_like(follow_ids, dtype=rest.dtype).masked_scatter(learned, rest)  # (B * C, M)
         return first[:, [ids[0] for ids in label_ids]] + each.sum(-1).view(rows, classes)
@@ -250,9 +250,12 @@ class PromptedLM(nn.Module):
         with _head_sees_only(self.lm.model, keep), self._saving_memory():
             return read_packed(self.lm.model, pack, **tokens)[0]
 
-    def _logits(
+    def logits(
         self, tokens: dict[str, Tensor], attention_mask: Tensor, keep: Tensor, cache: Cache | None
     ) -> Tensor:
+        """Logits (N, V) of `tokens` where `keep` is True, on top of all that `cache` holds; the mask tells of
+        both, save the virtual tokens.
+        """
         mask = self._seen(attention_mask)  # (B, P + all tokens so far)
         with _head_sees_only(self.lm.model, keep):
             return self.lm.model(

@@ -75,9 +75,12 @@ def write_answers(
             lines.writerow([row["text"], names[row["label"]], names[int(sure.argmax())], *sure.tolist()])
 
 
-def answer_columns(names: Sequence[str]) -> list[str]:
-    """Of a table with answers: the label, and how sure it is of each."""
-    return ["prediction", *(f"probability_{name}" for name in names)]
+def answer_columns(names: Sequence[str], of_many: bool = False) -> list[str]:
+    """Of a table with answers: the label, and how sure it is of each; the label's own, where the rows do not
+    all have the same labels.
+    """
+    best = ["probability"] if of_many else []
+    return ["prediction", *best, *(f"probability_{name}" for name in names)]
 
 
 def confusion_figure(confusion: ConfusionMatrix, names: Sequence[str]) -> Figure:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,6 +58,21 @@ class RunFolder:
         if not self.has_checkpoint():
             raise UserMistake(f"resume={self.root}: there is no checkpoint at {path} to go on from.")
         return path
+
+
+def named_folders(run: str | list[str] | Mapping[str, str]) -> dict[str, Path]:
+    """Runs by the names of their folders, with their parents' where two are the same."""
+    if isinstance(run, Mapping):
+        return {str(name): Path(folder).expanduser() for name, folder in run.items()}
+    folders = [Path(folder).expanduser() for folder in ([run] if isinstance(run, str) else run)]
+    if not folders:
+        raise UserMistake("run=[] names no run folder.")
+    same = Counter(folder.resolve().name for folder in folders)
+    names = [
+        folder.resolve().name if same[folder.resolve().name] == 1 else "/".join(folder.resolve().parts[-2:])
+        for folder in folders
+    ]
+    return dict(zip(names, folders, strict=True))
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ptlit.benchmark.agreement import check_agreement
 from ptlit.benchmark.answers import Questions
-from ptlit.benchmark.case import Nodes, made, prompt_node
+from ptlit.benchmark.case import Case, Nodes, made, prompt_node
 from ptlit.benchmark.engines import Engine, Setup
 from ptlit.benchmark.engines.full import full
 from ptlit.benchmark.engines.hf_trainer import peft_trainer
@@ -28,14 +29,17 @@ from ptlit.benchmark.engines.peft_answers import PeftAnswers
 from ptlit.benchmark.inference import compared
 from ptlit.benchmark.limit import necessary_operations
 from ptlit.benchmark.machine import check_peft
+from ptlit.benchmark.many_prompts import check_probabilities
 from ptlit.benchmark.measure import Judgement
 from ptlit.benchmark.rows import Rows, chats
 from ptlit.benchmark.speed import Speed
+from ptlit.benchmark.tasks import SERVERS
 from ptlit.config import conf_folder
 from ptlit.mistake import UserMistake
 from ptlit.overrides import preflight
 from ptlit.peft_format import write_adapter
 from ptlit.products import restore
+from ptlit.prompt.init import start_prompt
 
 METHODS = ("prompt_tuning", "ptuning_mlp", "ptuning_lstm", "prefix_tuning", "prefix_projection", "ptuning_v2")
 LENGTHS = (9, 14, 6, 11)
@@ -106,6 +110,30 @@ def test_answers_are_those_of_peft(method: str, tmp_path: Path) -> None:
     assert ours.classify(texts)[0] == theirs.classify(texts)[0] == (written[0][0],)
     longer = [*texts, batches()[0][1]["input_ids"]]
     assert ours.generate(longer)[:-1] == written and ours.classify(longer)[:-1] == ours.classify(texts)
+
+
+@pytest.mark.parametrize("method", ["ptuning_mlp", "prefix_tuning"])
+def test_all_are_as_sure_of_the_labels_of_several_tasks(method: str, tmp_path: Path) -> None:
+    given, node = setup(), prompt_node(method, 6)
+    for task in range(3):
+        torch.manual_seed(task)
+        prompt = made(node, shape=given.lm.shape)
+        start_prompt(prompt, given.lm, from_="vocabulary")
+        write_adapter(tmp_path / str(task), prompt, given.lm.shape, "tiny")
+    adapters = [tmp_path / str(task) for task in range(3)]
+    texts = [row["input_ids"][-6:] for rows in batches() for row in rows]
+    tasks = [place % 3 for place in range(len(texts))]
+    found = {}
+    for name, engine in SERVERS.items():
+        server = resolve_name(engine)(tiny_lm("llama", spread=0.2), adapters, node, ((5,), (6,), (7,)))
+        server.begin()
+        found[name] = server.scores(texts, tasks).softmax(1).numpy()
+        shifted = server.scores(texts, [(task + 1) % 3 for task in tasks]).softmax(1).numpy()
+        assert np.abs(shifted - found[name]).max() > 0.01  # each task has a prompt of its own
+    case = Case("3 tasks", method, 6, 12, "bucketed")
+    check_probabilities(found, case, 1e-5)
+    with pytest.raises(UserMistake, match="by wrong differs from that by right by 2.0e-01, more than 1e-03"):
+        check_probabilities({"right": found["ptlit"], "wrong": found["ptlit"] + 0.2}, case, 1e-3)
 
 
 def test_no_speed_of_answers_that_differ() -> None:

@@ -22,7 +22,6 @@ from tiny import tiny_lm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ptlit.chat import main as chat
-from ptlit.chat import named
 from ptlit.data import ChatData, ChatTemplate
 from ptlit.evaluate import main as evaluate
 from ptlit.loss import divergence, learned_positions
@@ -31,6 +30,7 @@ from ptlit.module import SoftPromptModule
 from ptlit.prompted_lm import PromptedLM
 from ptlit.replies import generation
 from ptlit.run import open_run
+from ptlit.run_folder import named_folders
 from ptlit.train import main as train
 from ptlit.voice import Voice
 
@@ -245,7 +245,7 @@ def test_several_prompts_by_name(
     assert rest[-1].startswith("/quit")
     said = asked(place, capsys, "/use", "run=polite,rude")
     assert said == ["(the prompts are polite, rude; now polite)"]
-    assert list(named(["x/one/1", "x/two/1", "y"])) == ["one/1", "two/1", "y"]
+    assert list(named_folders(["x/one/1", "x/two/1", "y"])) == ["one/1", "two/1", "y"]
 
 
 def test_samples_depend_on_the_seed_alone(trained: Path, place: Path, capsys: pytest.CaptureFixture) -> None:

@@ -193,9 +193,11 @@ def test_done_chunks_are_not_done_again_unless_anything_changed(place: Path, tra
     first = predict(place, *words[1:3], output="known.jsonl")
     (place / "known.jsonl").unlink()
     plan = {
-        "checkpoint": contents(trained / "checkpoints" / "best.ckpt"),
-        "config": contents(trained / "config.yaml"),
+        "checkpoints": [contents(trained / "checkpoints" / "best.ckpt")],
+        "configs": [contents(trained / "config.yaml")],
+        "names": None,
         "input": contents(place / "tweets.csv"),
+        "run_column": None,
         "text_column": "text",
         "encoding": None,
         "chunk_size": 50,
@@ -213,7 +215,7 @@ def test_done_chunks_are_not_done_again_unless_anything_changed(place: Path, tra
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    file = TextFile(tmp_path / "large.jsonl", Template("{text}"))
+    file = TextFile(tmp_path / "large.jsonl", {"": Template("{text}")})
     file.path.write_text("".join(json.dumps({"text": f"{i} " * 100}) + "\n" for i in range(10_000)))
     assert file.path.stat().st_size > 5_000_000
     tracemalloc.start()

@@ -72,10 +72,10 @@ class Rows:
         """What transformers gives without a prompt: where LoRA and full fine-tuning begin."""
         return float(PaddedLoss(self.lm, self.lm.model)(rows))
 
-    def questions(self, batch_size: int, count: int, new_tokens: int) -> Questions:
-        """Texts of the test split, in each batch of one length, and the lengths from long to short."""
+    def questions(self, batch_size: int, count: int, new_tokens: int, split: str = "test") -> Questions:
+        """Texts of a split, in each batch of one length, and the lengths from long to short."""
         by_length: dict[int, list[list[int]]] = defaultdict(list)
-        for row in self.data.encoded["test"]:
+        for row in self.data.encoded[split]:
             text = text_alone(row)
             by_length[len(text)].append(text)
         found = [
@@ -85,17 +85,17 @@ class Rows:
         ]
         if len(found) < count:
             raise UserMistake(
-                f"{self.path} has only {len(found)} batches of {batch_size} test texts of one length: "
+                f"{self.path} has only {len(found)} batches of {batch_size} {split} texts of one length: "
                 f"lower benchmark.batches={count} or benchmark.batch_size."
             )
         chosen = [found[(2 * i + 1) * len(found) // (2 * count)] for i in range(count)]
         return Questions(chosen, self.data.label_words.token_ids, new_tokens)
 
-    def write_adapter(self, node: Node, folder: Path) -> None:
-        """An untrained prompt that starts from the task in words."""
-        torch.manual_seed(self.seed)
+    def write_adapter(self, node: Node, folder: Path, start: str = "text", number: int = 0) -> None:
+        """An untrained prompt that starts from the task in words, or from words by chance."""
+        torch.manual_seed(self.seed + number)
         prompt: SoftPrompt = made(node, shape=self.lm.shape).to(self.lm.device)
-        start_prompt(prompt, self.lm, from_="text", text=self.data.instruction)
+        start_prompt(prompt, self.lm, from_=start, text=self.data.instruction)
         write_adapter(folder, prompt, self.lm.shape, self.lm.name)
 
 

@@ -95,9 +95,13 @@ def clean_row(
         return "no label"
     if labels is not None and label not in labels:
         return f"the label {label!r} is none of {', '.join(labels)}"
-    if empty := [name for name in needed if name not in values]:
-        return f"nothing in the column {empty[0]!r}, which the template names"
-    return SourceRow(text=text, label=label, fields=values)
+    row = SourceRow(text=text, label=label, fields=values)
+    return lacking(row, needed) or row
+
+
+def lacking(row: SourceRow, needed: Collection[str]) -> str | None:
+    empty = [name for name in needed if name not in row["fields"]]
+    return f"nothing in the column {empty[0]!r}, which the template names" if empty else None
 
 
 def missing(name: str, columns: Collection[str]) -> str:

@@ -1,12 +1,12 @@
 """A file of texts to be answered, however long: it is gone through several times and never held."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ptlit.data.formats import Record, stream_table
 from ptlit.data.outputs import ColumnTypes
-from ptlit.data.rows import SHOWN, Columns, SourceRow, clean_row, missing
+from ptlit.data.rows import SHOWN, Columns, SourceRow, clean_row, lacking, missing
 from ptlit.data.templates import Template
 from ptlit.mistake import UserMistake
 
@@ -28,22 +28,53 @@ class Survey:
 
 @dataclass(frozen=True)
 class TextFile:
+    """Each row is read through the template of the run that its `run_column` names; without such a column
+    all are read through the only one.
+    """
+
     path: Path
-    template: Template
+    templates: Mapping[str, Template]  # by the names of the runs
     text_column: str = "text"
     encoding: str | None = None
+    run_column: str | None = None
 
     def rows(self) -> Iterator[tuple[str, Record, SourceRow | str]]:
         """Where each record stands, the record, and its row or why there is none."""
         table = stream_table(self.path, self.encoding)
-        columns = Columns(self.text_column, None)
-        needed = [name for name in self.template.fields if name != "text"]
-        for name in [self.text_column, *needed] if table.columns is not None else []:
-            if name not in (table.columns or ()):
-                remedy = "; set text_column" if name == self.text_column else ", which the template names"
-                raise UserMistake(f"{table.name} {missing(name, table.columns or ())}{remedy}.")
+        if table.columns is not None:
+            self._check_columns(table.name, table.columns)
         for number, record in table.records:
-            yield f"{table.unit} {number}", record, clean_row(record, columns, None, needed)
+            yield f"{table.unit} {number}", record, self._row(record)
+
+    def run_of(self, row: SourceRow) -> str:
+        if self.run_column is None:
+            (name,) = self.templates
+            return name
+        return row["fields"].get(self.run_column, "").strip()
+
+    def _check_columns(self, title: str, columns: Sequence[str]) -> None:
+        remedies = {self.text_column: "; set text_column"}
+        if self.run_column is not None:  # what a run's template names has to be in its rows alone
+            remedies[self.run_column] = "; set run_column"
+        else:
+            (name,) = self.templates
+            remedies |= dict.fromkeys(self._needed(name), ", which the template names")
+        for name, remedy in remedies.items():
+            if name not in columns:
+                raise UserMistake(f"{title} {missing(name, columns)}{remedy}.")
+
+    def _row(self, record: Record) -> SourceRow | str:
+        row = clean_row(record, Columns(self.text_column, None), None)
+        if isinstance(row, str):
+            return row
+        name = self.run_of(row)
+        if name not in self.templates:
+            said = f"the run {name!r}" if name else "nothing"
+            return f"{said} in the column {self.run_column!r}, not one of {', '.join(self.templates)}"
+        return lacking(row, self._needed(name)) or row
+
+    def _needed(self, name: str) -> list[str]:
+        return [field for field in self.templates[name].fields if field != "text"]
 
     def survey(self, chunk_size: int) -> Survey:
         found = Survey(ColumnTypes.of(self.path))
