@@ -102,7 +102,7 @@ def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @functools.cache
 def available() -> bool:
-    """The operator is PyTorch's own but not promised to stay, so it is tried: without drawing a random number,
+    """The operator is PyTorch's own but not promised to stay, so it is tried; and without a random number,
     which a seeded run would miss.
     """
     try:
