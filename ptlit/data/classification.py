@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -10,12 +11,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ptlit.data.datamodule import Encoded, OnBadRow, TextData
-from ptlit.data.example import Example, encode_all
+from ptlit.data.example import EncodedRow, Example, encode_all
 from ptlit.data.formats import Table, read_table
 from ptlit.data.label_words import LabelWords
 from ptlit.data.rows import Columns, SourceRow, clean_rows
 from ptlit.data.sources import BUNDLED_TWEETS, check_source
 from ptlit.data.templates import Template, content_free
+from ptlit.data.token_cache import TokenCache
 from ptlit.data.token_rows import TokenRows
 from ptlit.mistake import UserMistake
 
@@ -175,14 +177,18 @@ class ClassificationData(TextData[SourceRow]):
     def _encode(self, rows: Sequence[SourceRow]) -> Encoded[Row]:
         tokens = TokenRows()
         cut: set[int] = set()
+        cache = TokenCache(self.tokenizer, self.template.template, self.label_words, self.max_length)
         with tqdm(total=len(rows), desc="Tokenising", unit=" rows", disable=len(rows) < MANY) as bar:
             for start in range(0, len(rows), CHUNK):
                 here = rows[start : start + CHUNK]
-                encoded, shortened = encode_all(self._examples(here), self.tokenizer, self.max_length)
+                encoded, shortened = cache.rows(here, partial(self._encoded, here))
                 tokens.extend(encoded, range(start, start + len(here)))
                 cut.update(start + place for place in shortened)
                 bar.update(len(here))
         return Encoded([self._row(row) for row in rows], tokens, frozenset(cut))
+
+    def _encoded(self, rows: Sequence[SourceRow]) -> tuple[list[EncodedRow], list[int]]:
+        return encode_all(self._examples(rows), self.tokenizer, self.max_length)
 
     def _examples(self, rows: Sequence[SourceRow]) -> list[Example]:
         words = self.label_words
