@@ -7,6 +7,7 @@ autocast, a weight that learns) PyTorch does what it always does.
 """
 
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+# Every length of a batch is a shape of its own; oneDNN would keep the code of a thousand, a megabyte each.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 
 def quicken(model: PreTrainedModel) -> None:
