@@ -87,12 +87,10 @@ def test_table_of_methods() -> None:
 
 def test_paths_and_links_exist() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    folders: list[str] = []
-    for line in block("tree", "conf/").splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        files = re.split(r",? +", line.strip())
-        folders[depth:] = [files[0]]
-        links += ["".join([*folders[:depth], file]) for file in files if file.endswith((".py", ".yaml", "/"))]
+    told = README.partition("## How it works")[2].partition("## ")[0]
+    paths = re.findall(r"`([\w/]+(?:\.py|\.yaml|/))`", told)
+    assert len(paths) >= 8
+    links += [path if "/" in path.rstrip("/") or path == "ptlit/" else f"ptlit/{path}" for path in paths]
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 

@@ -38,7 +38,7 @@ def job(place: Path, restarts: int = 0) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "ptlit.train", *words, "hydra.run.dir=run", "resume=run"],
         cwd=place,
-        env=os.environ | slurm | path | {"HF_HUB_OFFLINE": "1"},
+        env=os.environ | slurm | path | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},  # as tests have
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
