@@ -22,7 +22,6 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module")
 def lm() -> FrozenLM:
-    torch.set_num_threads(2)
     return load_lm("bundled/SmolLM2-135M-Instruct", dtype="float32")
 
 
