@@ -108,3 +108,7 @@ def remove_unused(folder: Path, started: float) -> None:
     others = [path for path in folder.iterdir() if path != notes]
     if all(path.suffix == ".log" and path.stat().st_mtime >= started for path in others):
         shutil.rmtree(folder)
+        for parent in folder.parents[:2]:  # outputs/<experiment>, which the run made too
+            if any(parent.iterdir()) or parent == Path.cwd():
+                return
+            parent.rmdir()

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_training import Losses, data_of, lm, module_of, moods, trainer_of
 
+from ptlit.callbacks.averaging import Averaging
 from ptlit.callbacks.last_checkpoint import LastCheckpoint
 from ptlit.callbacks.random_state import RandomState
 from ptlit.lm import FrozenLM
@@ -64,7 +65,7 @@ def test_killed_at_any_moment(
         module = module_of(lm, data, method)
         trainer = trainer_of(
             folder,
-            *(losses, validations, RandomState(), best, last),
+            *(losses, validations, RandomState(), Averaging(), best, last),
             accumulate_grad_batches=accumulate,
             val_check_interval=val_check_interval,
             check_val_every_n_epoch=None,

@@ -39,10 +39,12 @@ class Worker:
     def __enter__(self) -> "Worker":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self.pipe.close()
+        if kind is None:  # it is idle, and tidies up after itself
+            self.process.join(timeout=30)
         self.process.terminate()
         self.process.join()
-        self.pipe.close()
 
     def _receive(self) -> Any:
         try:
