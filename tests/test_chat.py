@@ -16,6 +16,7 @@ import torch
 from chats import chat_tokenizer, dialogue
 from methods import make_prompt
 from peft import PeftModel
+from rich.control import strip_control_codes
 from runs import call
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_lm
@@ -202,8 +203,8 @@ def replied(lm: torch.nn.Module, place: Path, questions: list[str], history: lis
 
 
 def lines_of(*replies: str) -> list[str]:
-    """A reply of random bytes may hold line ends."""
-    return [line for reply in replies for line in f"{reply}\n".splitlines()]
+    """A reply of random bytes may hold line ends, and bells, which a terminal is spared."""
+    return [line for reply in replies for line in strip_control_codes(f"{reply}\n").splitlines()]
 
 
 def test_a_piped_chat_answers_as_peft_does(
