@@ -185,7 +185,7 @@ def asked(place: Path, capsys: pytest.CaptureFixture, typed: str, *words: str) -
         call(place, chat, "max_new_tokens=12", *words)
     said, errors = capsys.readouterr()
     assert "Traceback" not in errors
-    return [line for line in said.splitlines() if not line.startswith("Loading")]
+    return [line for line in lines_of(said.removesuffix("\n")) if not line.startswith("Loading")]
 
 
 def replied(lm: torch.nn.Module, place: Path, questions: list[str], history: list | None = None) -> list[str]:
