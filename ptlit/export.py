@@ -26,7 +26,7 @@ from ptlit.prompt import SoftPrompt
 from ptlit.prompted_lm import PromptedLM
 from ptlit.quiet import quiet
 from ptlit.run import open_run
-from ptlit.run_folder import RunFolder
+from ptlit.run_folder import RunFolder, write_json
 
 Format = Literal["checkpoint", "llama_cpp", "kv", "peft", "vllm"]
 Sources = Mapping[str, Source]
@@ -156,8 +156,26 @@ def write_checkpoint(sources: Sources, folder: Path) -> str:
 
 def write_for_llama_cpp(sources: Sources, folder: Path) -> str:
     baked = baked_into(folder, sources, for_llama_cpp=True)
+    say_rotary_base(folder / "config.json")
     write_card(folder, llama_cpp_card(sources, baked.prompts))
     return how_near(baked)
+
+
+def say_rotary_base(path: Path) -> None:
+    """Also in the words that configs had before transformers 5: a converter that knows no others would take
+    10,000 without a word. transformers itself reads both.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    rope = dict(config.get("rope_parameters") or {})
+    local = rope.get("sliding_attention") or {}
+    if "rope_theta" in local:
+        config["rope_local_base_freq"] = local["rope_theta"]
+    rope = dict(rope.get("full_attention") or rope)
+    if "rope_theta" in rope:
+        config["rope_theta"] = rope.pop("rope_theta")
+        if rope.get("rope_type", "default") != "default":
+            config["rope_scaling"] = rope
+    write_json(path, config)
 
 
 def baked_into(folder: Path, sources: Sources, for_llama_cpp: bool = False) -> Baked:

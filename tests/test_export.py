@@ -14,9 +14,17 @@ from methods import make_prompt
 from peft import PeftModel
 from runs import call, train_at
 from tiny import tiny_lm
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    pipeline,
+)
 
-from ptlit.export import export, main
+from ptlit.export import export, main, say_rotary_base
 from ptlit.lm import load_lm
 from ptlit.mistake import UserMistake
 from ptlit.peft_format import write_adapter
@@ -105,12 +113,39 @@ def test_several_runs_in_one_checkpoint(place: Path, trained: Path, tmp_path: Pa
 
 
 def test_llama_cpp(trained: Path, tmp_path: Path) -> None:
-    """Its converter is not at hand; it was tried on the bundled LM, whose logits were then the same."""
+    """Its converter is not at hand; it was tried on the bundled LM, and gave the same weights and logits."""
     export(str(trained), str(tmp_path / "new"), "llama_cpp")
     card = (tmp_path / "new" / "README.md").read_text()
     assert "convert_hf_to_gguf.py" in card and "add_bos_token" not in card  # this LM has no BOS before a text
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "new")
     assert model.config.vocab_size == 259 + 6
+    said = json.loads((tmp_path / "new" / "config.json").read_text())
+    trained_on = open_run(trained).lm.model.config.rope_parameters
+    assert said["rope_theta"] == trained_on["rope_theta"] and "rope_scaling" not in said
+    assert model.config.rope_parameters == trained_on
+
+
+@pytest.mark.parametrize(
+    ("config", "in_old_words"),
+    [
+        (LlamaConfig(), {"rope_theta": 10000.0}),
+        (Gemma3TextConfig(), {"rope_theta": 1e6, "rope_local_base_freq": 1e4}),
+        (GPT2Config(), {}),
+        (
+            LlamaConfig(rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}),
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        ),
+    ],
+)
+def test_the_rotary_base_in_old_words(
+    config: PretrainedConfig, in_old_words: dict[str, object], tmp_path: Path
+) -> None:
+    config.save_pretrained(tmp_path)
+    before = json.loads((tmp_path / "config.json").read_text())
+    say_rotary_base(tmp_path / "config.json")
+    assert json.loads((tmp_path / "config.json").read_text()) == before | in_old_words
+    read = type(config).from_pretrained(tmp_path)
+    assert getattr(read, "rope_parameters", None) == getattr(config, "rope_parameters", None)
 
 
 def test_prefix_file(deep: Path, tmp_path: Path) -> None:
