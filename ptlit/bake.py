@@ -23,6 +23,7 @@ from ptlit.data.example import Example, Segment, encode
 from ptlit.data.templates import Template
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
+from ptlit.older_readers import write_in_older_words
 from ptlit.products import plainly
 from ptlit.prompt import EmbeddingPrompt, SoftPrompt
 
@@ -46,13 +47,20 @@ class Baked:
 
 @torch.no_grad()
 def bake(
-    lm: FrozenLM, ingredients: Mapping[str, Ingredient], folder: Path, for_llama_cpp: bool = False
+    lm: FrozenLM,
+    ingredients: Mapping[str, Ingredient],
+    folder: Path,
+    for_llama_cpp: bool = False,
+    own_head: bool = False,
 ) -> Baked:
     """Write the checkpoint into `folder`; `lm` itself stays as it is. A single prompt may be called "".
 
     llama.cpp's converter wants to see the tokenizer that it knows: that one puts nothing new before a text.
+    A head of its own cannot write virtual tokens; one that is the embeddings' twin has to be told each time.
     """
     model = unquantised_copy(lm.model)
+    if own_head:
+        untie(model)
     embeddings = {name: virtual_embeddings(name, each.prompt, lm) for name, each in ingredients.items()}
     lengths = {name: len(each) for name, each in embeddings.items()}
     templates = {name: each.template for name, each in ingredients.items()}
@@ -66,6 +74,7 @@ def bake(
         model.save_pretrained(folder)
     except ValueError as error:  # a generation config that transformers reads but does not write
         raise UserMistake(f"This LM cannot be saved: {' '.join(str(error).split())}") from error
+    write_in_older_words(folder)
     write_prompts(folder / PROMPTS_FILE, prompts, templates)
     return Baked(prompts, difference)
 
@@ -103,6 +112,14 @@ def unquantised_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 def vocabulary_parts(model: PreTrainedModel) -> tuple[nn.Embedding, nn.Linear]:
     return cast(nn.Embedding, model.get_input_embeddings()), cast(nn.Linear, model.get_output_embeddings())
+
+
+def untie(model: PreTrainedModel) -> None:
+    embedding, head = vocabulary_parts(model)
+    if head.weight is embedding.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}
 
 
 def add_rows(model: PreTrainedModel, rows: Mapping[tuple[int, ...], Tensor], known: int) -> None:

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from ptlit.data.example import Example, Segment, encode, leading_tokens, token_ids
 from ptlit.data.templates import Template
 from ptlit.mistake import UserMistake
+from ptlit.older_readers import GENERAL_CLASS
 
 SAMPLES = ("Hello there, how are you?", "1 word:  two\nthree\n")  # what the finished tokenizer is tried on
 NO_LIMIT = 1 << 30
@@ -221,7 +222,7 @@ def forget_family(folder: Path, original: PreTrainedTokenizerBase) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in ("add_bos_token", "add_eos_token"):
         config.pop(key, None)
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["tokenizer_class"] = GENERAL_CLASS
     config["model_input_names"] = original.model_input_names
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -125,9 +125,7 @@ print(answer.choices[0].text)
 
 {chat}
 
-Virtual tokens are read, never written: `generation_config.json` suppresses them (ids {first} to {last}). A
-server that ignores it, such as vLLM, is told so by each request:
-`logit_bias={{str(i): -100 for i in range({first}, {end})}}`.
+Virtual tokens are read, never written: {never}
 """
 
 LLAMA_CPP = """\
@@ -148,9 +146,19 @@ llama-server --model ../prompted.gguf --jinja{bos}
 {prompts}
 
 The chat template puts the virtual tokens in place{kwargs}. A plain text has to begin with the prefix that
-`ptlit_prompts.json` has. That virtual tokens are never written is said by each request:
-`"logit_bias": [[id, false], ...]` for the ids {first} to {last}.
+`ptlit_prompts.json` has. Virtual tokens are read, never written: the head is apart from the embeddings and
+gives them the mean of all other tokens. Where llama.cpp knows no such head for an architecture (Gemma), each
+request says so: `"logit_bias": [[id, false], ...]` for the ids {first} to {last}.
 """
+
+NEVER_SAID = """\
+`generation_config.json` suppresses them (ids {first} to {last}). A
+server that ignores it, such as vLLM, is told so by each request:
+`logit_bias={{str(i): -100 for i in range({first}, {end})}}`, or is given an export with `own_head=true`."""
+
+OWN_HEAD = """\
+the head, which is apart from the embeddings, gives them the mean of all
+other tokens, which never is the highest."""
 
 ALONE = """\
 The tokenizer writes the virtual tokens before every text by itself (`add_special_tokens`), the chat template
@@ -271,7 +279,7 @@ def adapter_use(
     return USE.format(load=load.format(dtype=lm.loaded_dtype, lora=lora), text=text, new_tokens=new_tokens)
 
 
-def checkpoint_card(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt]) -> str:
+def checkpoint_card(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt], own_head: bool) -> str:
     first = prompts[0]
     source = sources[first.name]
     alone = len(prompts) == 1
@@ -290,9 +298,7 @@ def checkpoint_card(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt
         text=repr(("" if alone else first.prefix) + example(source)),
         new_tokens=answer_length(source.label_words),
         chat=chat_words(sources, chatting) if chatting else "It has no chat template.",
-        first=min(ids),
-        last=max(ids),
-        end=max(ids) + 1,
+        never=OWN_HEAD if own_head else NEVER_SAID.format(first=min(ids), last=max(ids), end=max(ids) + 1),
     )
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from ptlit.build import call
 from ptlit.cards import Source, adapter_card, checkpoint_card, llama_cpp_card, prefix_card, vllm_card
 from ptlit.command import command
 from ptlit.data.example import leading_tokens
-from ptlit.lm import load_lm
+from ptlit.lm import FrozenLM, load_lm
 from ptlit.lora import write_lora
 from ptlit.mistake import UserMistake
 from ptlit.peft_format import CONFIG, prompt_in, read_config, write_adapter
@@ -26,7 +27,7 @@ from ptlit.prompt import SoftPrompt
 from ptlit.prompted_lm import PromptedLM
 from ptlit.quiet import quiet
 from ptlit.run import open_run
-from ptlit.run_folder import RunFolder, write_json
+from ptlit.run_folder import RunFolder
 
 Format = Literal["checkpoint", "llama_cpp", "kv", "peft", "vllm"]
 Sources = Mapping[str, Source]
@@ -39,24 +40,30 @@ def export(
     checkpoint: Literal["best", "last"] = "best",
     lm: str | None = None,
     trust_code: bool = False,
+    own_head: bool = False,
 ) -> Path:
-    """The folder, whole or not at all. `run` may be an adapter folder too, ours or PEFT's."""
+    """The folder, whole or not at all. `run` may be an adapter folder too, ours or PEFT's.
+
+    `own_head`: format=checkpoint with a head apart from the embeddings (llama_cpp always has one).
+    """
     quiet()
     paths = named_paths(run)
     if format not in ("checkpoint", "llama_cpp") and len(paths) > 1:
         raise UserMistake(f"format={format} takes one run; several go into one format=checkpoint.")
-    write: Callable[[Sources, Path], str] = {
-        "checkpoint": write_checkpoint,
+    writers: dict[Format, Callable[[Sources, Path], str]] = {
+        "checkpoint": partial(write_checkpoint, own_head=own_head),
         "llama_cpp": write_for_llama_cpp,
         "kv": write_kv,
         "peft": write_peft,
         "vllm": write_vllm,
-    }[format]
+    }
+    if own_head and format != "checkpoint":
+        raise UserMistake(f"own_head=true is for format=checkpoint, not for format={format}.")
     with new_folder(Path(output).expanduser()) as part:
         sources = {name: opened(path, checkpoint, lm, trust_code) for name, path in paths.items()}
         check_lora(format, paths, sources)
         check_one_lm(paths, sources)
-        said = write(sources, part)
+        said = writers[format](sources, part)
     print(f"{said}\n{format} {output}, see {Path(output, 'README.md')}", flush=True)
     return Path(output)
 
@@ -148,39 +155,24 @@ def prompt_of(source: Source) -> SoftPrompt:
     return source.prompted_lm.prompt
 
 
-def write_checkpoint(sources: Sources, folder: Path) -> str:
-    baked = baked_into(folder, sources)
-    write_card(folder, checkpoint_card(sources, baked.prompts))
+def write_checkpoint(sources: Sources, folder: Path, own_head: bool) -> str:
+    baked = bake(lm_of(sources), ingredients_of(sources), folder, own_head=own_head)
+    write_card(folder, checkpoint_card(sources, baked.prompts, own_head))
     return how_near(baked)
 
 
 def write_for_llama_cpp(sources: Sources, folder: Path) -> str:
-    baked = baked_into(folder, sources, for_llama_cpp=True)
-    say_rotary_base(folder / "config.json")
+    baked = bake(lm_of(sources), ingredients_of(sources), folder, for_llama_cpp=True, own_head=True)
     write_card(folder, llama_cpp_card(sources, baked.prompts))
     return how_near(baked)
 
 
-def say_rotary_base(path: Path) -> None:
-    """Also in the words that configs had before transformers 5: a converter that knows no others would take
-    10,000 without a word. transformers itself reads both.
-    """
-    config = json.loads(path.read_text(encoding="utf-8"))
-    rope = dict(config.get("rope_parameters") or {})
-    local = rope.get("sliding_attention") or {}
-    if "rope_theta" in local:
-        config["rope_local_base_freq"] = local["rope_theta"]
-    rope = dict(rope.get("full_attention") or rope)
-    if "rope_theta" in rope:
-        config["rope_theta"] = rope.pop("rope_theta")
-        if rope.get("rope_type", "default") != "default":
-            config["rope_scaling"] = rope
-    write_json(path, config)
+def lm_of(sources: Sources) -> FrozenLM:
+    return next(iter(sources.values())).lm
 
 
-def baked_into(folder: Path, sources: Sources, for_llama_cpp: bool = False) -> Baked:
-    ingredients = {name: Ingredient(prompt_of(source), source.template) for name, source in sources.items()}
-    return bake(next(iter(sources.values())).lm, ingredients, folder, for_llama_cpp)
+def ingredients_of(sources: Sources) -> dict[str, Ingredient]:
+    return {name: Ingredient(prompt_of(source), source.template) for name, source in sources.items()}
 
 
 def how_near(baked: Baked) -> str:

@@ -57,14 +57,15 @@ def virtual_then(lm: FrozenLM, prompt: EmbeddingPrompt, ids: Tensor) -> Tensor:
         return lm.model(inputs_embeds=embeds, use_cache=False).logits[:, prompt.num_virtual_tokens :]
 
 
+@pytest.mark.parametrize("own_head", [False, True])
 @pytest.mark.parametrize("name", TINY)
-def test_logits_are_equal_to_the_last_bit(name: str, tmp_path: Path) -> None:
+def test_logits_are_equal_to_the_last_bit(name: str, own_head: bool, tmp_path: Path) -> None:
     lm = lm_of(name)
     prompt = prompt_for(lm)
     if name == "gemma3":  # its embeddings are products with a scale, and not every number is such a product
         prompt.start_at(torch.randn(6, 32) * lm.model.model.embed_tokens.embed_scale)
     before = {key: value.clone() for key, value in lm.model.state_dict().items()}
-    baked = bake(lm, {"": Ingredient(prompt)}, tmp_path)
+    baked = bake(lm, {"": Ingredient(prompt)}, tmp_path, own_head=own_head)
     assert baked.difference == 0.0
     model, tokenizer = opened(tmp_path)
     with torch.no_grad():
@@ -219,12 +220,17 @@ def test_a_head_of_its_own_never_prefers_a_virtual_token(name: str, tmp_path: Pa
     assert model.generation_config.suppress_tokens == [259, 260, 261, 262, 263, 264]
 
 
-def test_virtual_tokens_are_not_written(tmp_path: Path) -> None:
-    lm = lm_of("gpt2")  # head and embeddings are one: a large virtual token would always win
+@pytest.mark.parametrize("name", ["gpt2", "bloom"])
+@pytest.mark.parametrize("own_head", [False, True])
+def test_virtual_tokens_are_not_written(name: str, own_head: bool, tmp_path: Path) -> None:
+    lm = lm_of(name)  # head and embeddings are one: a large virtual token would always win
     prompt = prompt_for(lm)
     prompt.start_at(1000 * prompt())
-    bake(lm, {"": Ingredient(prompt)}, tmp_path)
+    bake(lm, {"": Ingredient(prompt)}, tmp_path, own_head=own_head)
     model, tokenizer = opened(tmp_path)
+    assert model.config.tie_word_embeddings != own_head
+    if own_head:  # needs nobody who reads generation_config.json
+        model.generation_config.suppress_tokens = None
     row = tokenizer(TEXT, return_tensors="pt")
     written = model.generate(**row, do_sample=True, max_new_tokens=30)[0, row["input_ids"].shape[1] :]
     assert int(written.max()) < 259

@@ -24,9 +24,10 @@ from transformers import (
     pipeline,
 )
 
-from ptlit.export import export, main, say_rotary_base
+from ptlit.export import export, main
 from ptlit.lm import load_lm
 from ptlit.mistake import UserMistake
+from ptlit.older_readers import say_rotary_base
 from ptlit.peft_format import write_adapter
 from ptlit.prefix_file import load_cache, load_prefix
 from ptlit.run import Run, open_run
@@ -91,6 +92,16 @@ def test_checkpoint(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert not any(path.name.startswith(".") for path in tmp_path.iterdir())
 
 
+def test_a_head_of_its_own(trained: Path, tmp_path: Path) -> None:
+    export(str(trained), str(tmp_path / "baked"), own_head=True)
+    run = open_run(trained)
+    length = max(map(len, run.label_words.token_ids))
+    assert said_by_readme(tmp_path / "baked") == greedy(run, TEXT, length)
+    assert "logit_bias" not in (tmp_path / "baked" / "README.md").read_text()
+    with pytest.raises(UserMistake, match="own_head=true is for format=checkpoint"):
+        export(str(trained), str(tmp_path / "kv"), "kv", own_head=True)
+
+
 def test_several_runs_in_one_checkpoint(place: Path, trained: Path, tmp_path: Path) -> None:
     other = train_at(place, "other", "experiment=prompt_tuning", "seed=5", "prompt.num_virtual_tokens=3")
     export({"mood": str(trained), "other": str(other)}, str(tmp_path / "named"))
@@ -113,7 +124,7 @@ def test_several_runs_in_one_checkpoint(place: Path, trained: Path, tmp_path: Pa
 
 
 def test_llama_cpp(trained: Path, tmp_path: Path) -> None:
-    """Its converter is not at hand; it was tried on the bundled LM, and gave the same weights and logits."""
+    """Its converter is not at hand; tried on the bundled LM, it gave the same weights, logits and words."""
     export(str(trained), str(tmp_path / "new"), "llama_cpp")
     card = (tmp_path / "new" / "README.md").read_text()
     assert "convert_hf_to_gguf.py" in card and "add_bos_token" not in card  # this LM has no BOS before a text
@@ -123,6 +134,7 @@ def test_llama_cpp(trained: Path, tmp_path: Path) -> None:
     trained_on = open_run(trained).lm.model.config.rope_parameters
     assert said["rope_theta"] == trained_on["rope_theta"] and "rope_scaling" not in said
     assert model.config.rope_parameters == trained_on
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize(
