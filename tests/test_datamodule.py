@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import byte_tokenizer
 
-from ptlit.data import ClassificationData, LabelWords, Template, classification
+from ptlit.data import ClassificationData, LabelWords, Template, datamodule
 from ptlit.data.example import NOT_LEARNED, encode
 from ptlit.data.token_rows import TokenRows
 from ptlit.mistake import UserMistake
@@ -317,7 +317,7 @@ def test_rows_in_tokens_are_what_was_put_in():
 
 def test_rows_are_tokenised_in_chunks_as_they_are_at_once(file, monkeypatch):
     whole = data_of(file, max_length=40)
-    monkeypatch.setattr(classification, "CHUNK", 7)
+    monkeypatch.setattr(datamodule, "CHUNK", 7)
     parts = data_of(file, max_length=40)
     assert parts.encoded == whole.encoded and parts.cut == whole.cut and whole.cut["train"]
     for row in whole.encoded["train"]:

@@ -1,12 +1,15 @@
 """Rows are tokenised once: the same afterwards, and only while nothing that matters has changed."""
 
 import csv
+import json
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
+from chats import SMOLLM2, chat_tokenizer, dialogue
 from tiny import byte_tokenizer
 
-from ptlit.data import ClassificationData, token_cache
+from ptlit.data import ChatData, ClassificationData, token_cache
 from ptlit.data.example import encode_all as really
 
 
@@ -46,6 +49,58 @@ def test_rows_are_tokenised_once(counted: Counted, tmp_path: Path) -> None:
     assert counted.rows == 400  # a split of a few hundred rows is not worth a file
     assert list(again.encoded["train"]) == list(first.encoded["train"])
     assert again.summary() == first.summary() and first.summary()["splits"]["train"]["truncated"] > 0
+
+
+def dialogues_of(folder: Path, template: str = SMOLLM2, **options: object) -> ChatData:
+    tokenizer = chat_tokenizer("smollm2")
+    tokenizer.chat_template = template
+    data = ChatData(tokenizer=tokenizer, path=str(folder / "many.jsonl"), max_length=400, **options)
+    data.setup()
+    return data
+
+
+def test_dialogues_are_tokenised_once(
+    counted: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ptlit.data.chat.encode_all", counted)
+    monkeypatch.setattr(token_cache, "LEAST", 30)
+    rows = [json.dumps({"messages": dialogue(1 + i % 7, f"no. {i}")}) for i in range(60)]
+    (tmp_path / "many.jsonl").write_text("\n".join(rows))
+    first = dialogues_of(tmp_path)
+    counted.rows = 0
+    again = dialogues_of(tmp_path)
+    few = counted.rows
+    assert list(again.encoded["train"]) == list(first.encoded["train"]) and few < 30
+    assert again.summary() == first.summary() and first.summary()["splits"]["train"]["truncated"] > 0
+    for change in (
+        {"learn": "last_reply"},
+        {"system": "Be brief."},
+        {"template": SMOLLM2 + "{# another #}"},
+        {"template_options": {"a": 1}},
+    ):
+        counted.rows = 0
+        dialogues_of(tmp_path, **change)
+        assert counted.rows > few, change
+
+
+def test_a_template_that_tells_the_time_is_written_anew(
+    counted: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_cache, "LEAST", 30)
+    (tmp_path / "many.jsonl").write_text(
+        "\n".join(json.dumps({"messages": dialogue(1, f"no. {i}")}) for i in range(60))
+    )
+    telling = "{{ strftime_now('%d %b %Y') }}" + SMOLLM2
+    first = dialogues_of(tmp_path, telling)
+    assert list(dialogues_of(tmp_path, telling).encoded["train"]) == list(first.encoded["train"])
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(days=1)
+
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Tomorrow)
+    assert list(dialogues_of(tmp_path, telling).encoded["train"]) != list(first.encoded["train"])
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,23 @@
 """Dialogues in which the assistant's replies are learned."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
+from ptlit.data import chat_template
 from ptlit.data.chat_formats import FORMATS, BadDialogue, Format, read_dialogue, recognised
-from ptlit.data.chat_template import ChatTemplate, Lesson, is_file_name
+from ptlit.data.chat_template import SAMPLE, ChatTemplate, Lesson, is_file_name
 from ptlit.data.datamodule import Encoded, OnBadRow, TextData
 from ptlit.data.dialogues import Message
 from ptlit.data.example import NOT_LEARNED, EncodedRow, encode_all, token_ids
 from ptlit.data.formats import Table
 from ptlit.data.rows import complain, usable_rows
 from ptlit.data.sources import BUNDLED_DIALOGUES, check_source
-from ptlit.data.token_rows import TokenRows
+from ptlit.data.token_cache import Tokens
 from ptlit.mistake import UserMistake
 
 Learn = Literal["all_replies", "last_reply"]
@@ -147,7 +150,25 @@ class ChatData(TextData[Dialogue]):
     def _prepare(self, train: Sequence[Dialogue]) -> None:
         """Nothing: a dialogue stands for itself."""
 
-    def _encode(self, rows: Sequence[Dialogue]) -> Encoded[Dialogue]:
+    @property
+    def _how(self) -> tuple[tuple[ModuleType, ...], object]:
+        sample = self.template.text(SAMPLE, ask=True)  # some templates write today's date
+        written = (self.template.template or self.tokenizer.chat_template, self.template_options, sample)
+        return (chat_template, sys.modules[__name__]), (written, self.learn, self.max_length)
+
+    def _content(self, row: Dialogue) -> object:
+        return row["messages"]
+
+    def _encode(self, rows: Sequence[Dialogue]) -> Encoded:
+        found = super()._encode(rows)
+        for source in dict.fromkeys(rows[i]["source"] for i in found.bad):
+            said = [
+                f"{rows[i]['place']}: {why}" for i, why in found.bad.items() if rows[i]["source"] == source
+            ]
+            complain(source, said, self.on_bad_row, any_left=bool(found.rows))
+        return found
+
+    def _tokens(self, rows: Sequence[Dialogue]) -> Tokens:
         bad: dict[int, str] = {}
         cut: set[int] = set()
         done: list[tuple[int, EncodedRow]] = []
@@ -163,7 +184,7 @@ class ChatData(TextData[Dialogue]):
             wait(i, row["messages"], self._learned(row["messages"]))
         while waiting:
             lessons, waiting = waiting, []
-            for (i, lesson), (tokens, exact) in zip(lessons, self._tokens(lessons), strict=True):
+            for (i, lesson), (tokens, exact) in zip(lessons, self._read(lessons), strict=True):
                 shorter = without_oldest_turn(lesson.messages)
                 if not exact:  # a token that spans the start of a reply, seen once another reply follows
                     for place in lesson.replies:
@@ -178,13 +199,17 @@ class ChatData(TextData[Dialogue]):
                 else:
                     count = len(tokens["input_ids"])
                     bad[i] = f"question and reply take {count:,} tokens, data.max_length={self.max_length}"
-        return self._without_bad(rows, sorted(done, key=lambda each: each[0]), bad, cut)
+        for i, tokens in done:
+            if all(label == NOT_LEARNED for label in tokens["labels"]):
+                bad[i] = "the reply has no token for this LM, so there is nothing to learn"
+        good = sorted((each for each in done if each[0] not in bad), key=lambda each: each[0])
+        return Tokens([tokens for _, tokens in good], [i for i, _ in good], cut, sorted(bad.items()))
 
     def _learned(self, messages: Sequence[Message]) -> list[int]:
         replies = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         return replies if self.learn == "all_replies" else replies[-1:]
 
-    def _tokens(self, lessons: Sequence[tuple[int, Lesson]]) -> list[tuple[EncodedRow, bool]]:
+    def _read(self, lessons: Sequence[tuple[int, Lesson]]) -> list[tuple[EncodedRow, bool]]:
         """The tokens of each, and whether every reply stands behind exactly what inference would read."""
         encoded, _ = encode_all([lesson.example() for _, lesson in lessons], self.tokenizer, None)
         # What stands before the first reply is tokenised whole anyway; the others need a look.
@@ -195,28 +220,6 @@ class ChatData(TextData[Dialogue]):
             starts = _starts_of_replies(row["labels"])[1:]
             judged.append((row, [next(ids) for _ in each] == [row["input_ids"][:start] for start in starts]))
         return judged
-
-    def _without_bad(
-        self,
-        rows: Sequence[Dialogue],
-        done: Sequence[tuple[int, EncodedRow]],
-        bad: dict[int, str],
-        cut: set[int],
-    ) -> Encoded[Dialogue]:
-        """Rows that turned out bad only when their tokens were counted; indices then close the gaps."""
-        for i, row in done:
-            if all(label == NOT_LEARNED for label in row["labels"]):
-                bad[i] = "the reply has no token for this LM, so there is nothing to learn"
-        good = [i for i in range(len(rows)) if i not in bad]
-        for source in dict.fromkeys(rows[i]["source"] for i in sorted(bad)):
-            said = [f"{rows[i]['place']}: {bad[i]}" for i in sorted(bad) if rows[i]["source"] == source]
-            complain(source, said, self.on_bad_row, any_left=bool(good))
-        place_of = {i: place for place, i in enumerate(good)}
-        kept = [(place_of[i], row) for i, row in done if i in place_of]
-        tokens = TokenRows()
-        tokens.extend((row for _, row in kept), (place for place, _ in kept))
-        shortened = frozenset(place_of[i] for i in cut - bad.keys())
-        return Encoded([rows[i] for i in good], tokens, shortened, len(bad))
 
     def _text(self, row: Dialogue) -> str:
         """The user's side: other answers to the same questions stay together."""

@@ -3,26 +3,22 @@
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, TypedDict
 
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ptlit.data.datamodule import Encoded, OnBadRow, TextData
-from ptlit.data.example import EncodedRow, Example, encode_all
+from ptlit.data import templates
+from ptlit.data.datamodule import OnBadRow, TextData
+from ptlit.data.example import Example, encode_all
 from ptlit.data.formats import Table, read_table
 from ptlit.data.label_words import LabelWords
 from ptlit.data.rows import Columns, SourceRow, clean_rows
 from ptlit.data.sources import BUNDLED_TWEETS, check_source
 from ptlit.data.templates import Template, content_free
-from ptlit.data.token_cache import TokenCache
-from ptlit.data.token_rows import TokenRows
+from ptlit.data.token_cache import Tokens
 from ptlit.mistake import UserMistake
-
-CHUNK = 4096  # rows that are tokenised together
-MANY = 20_000  # rows, from which on one wants to see how far it is
 
 
 class Row(TypedDict):
@@ -174,21 +170,13 @@ class ClassificationData(TextData[SourceRow]):
         self._check_class_weights(names)
         self.label_words = listening(self.template, names, self.declared, self.tokenizer, self.calibrate)
 
-    def _encode(self, rows: Sequence[SourceRow]) -> Encoded[Row]:
-        tokens = TokenRows()
-        cut: set[int] = set()
-        cache = TokenCache(self.tokenizer, self.template.template, self.label_words, self.max_length)
-        with tqdm(total=len(rows), desc="Tokenising", unit=" rows", disable=len(rows) < MANY) as bar:
-            for start in range(0, len(rows), CHUNK):
-                here = rows[start : start + CHUNK]
-                encoded, shortened = cache.rows(here, partial(self._encoded, here))
-                tokens.extend(encoded, range(start, start + len(here)))
-                cut.update(start + place for place in shortened)
-                bar.update(len(here))
-        return Encoded([self._row(row) for row in rows], tokens, frozenset(cut))
+    @property
+    def _how(self) -> tuple[tuple[ModuleType, ...], object]:
+        return (templates,), (self.template.template, self.label_words, self.max_length)
 
-    def _encoded(self, rows: Sequence[SourceRow]) -> tuple[list[EncodedRow], list[int]]:
-        return encode_all(self._examples(rows), self.tokenizer, self.max_length)
+    def _tokens(self, rows: Sequence[SourceRow]) -> Tokens:
+        encoded, cut = encode_all(self._examples(rows), self.tokenizer, self.max_length)
+        return Tokens(encoded, range(len(rows)), cut)
 
     def _examples(self, rows: Sequence[SourceRow]) -> list[Example]:
         words = self.label_words
@@ -207,7 +195,7 @@ class ClassificationData(TextData[SourceRow]):
             for row, label in zip(rows, labels, strict=True)
         ]
 
-    def _row(self, row: SourceRow) -> Row:
+    def _kept(self, row: SourceRow) -> Row:
         group = row["fields"].get("topic") if self.path == BUNDLED_TWEETS else None
         return Row(text=row["text"], label=self.label_words.names.index(row["label"]), group=group)
 

@@ -7,11 +7,14 @@ batching and counting are the same for all.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
+from types import ModuleType
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 import lightning
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ptlit.data.collate import Collate
@@ -21,6 +24,7 @@ from ptlit.data.loader import ResumableLoader
 from ptlit.data.sampler import Batches
 from ptlit.data.sources import read_splits
 from ptlit.data.splitting import few_of_each, fold_by_content, limited, same_text, split_by_content
+from ptlit.data.token_cache import TokenCache, Tokens
 from ptlit.data.token_rows import TokenRows
 from ptlit.mistake import UserMistake
 
@@ -28,14 +32,18 @@ R = TypeVar("R")  # a row as it was read
 OnBadRow = Literal["error", "skip"]
 
 
-@dataclass(frozen=True)
-class Encoded(Generic[R]):
+CHUNK = 4096  # rows that are tokenised together
+MANY = 20_000  # rows, from which on one wants to see how far it is
+
+
+@dataclass
+class Encoded:
     """One split in tokens; `IndexedRow.row` points into `rows`."""
 
-    rows: list[R]
-    tokens: TokenRows
-    cut: frozenset[int] = frozenset()  # those of `rows` that were too long
-    skipped: int = 0  # rows that turned out bad only now
+    rows: list[Any] = field(default_factory=list)
+    tokens: TokenRows = field(default_factory=TokenRows)
+    cut: set[int] = field(default_factory=set)  # those of `rows` that were too long
+    bad: dict[int, str] = field(default_factory=dict)  # those of the source that turned out bad only now
 
 
 class SplitSummary(TypedDict):
@@ -121,7 +129,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         self.rows: dict[str, list[Any]] = {}  # as a person would look at them
         self.encoded: dict[str, TokenRows] = {}
         self.skipped: dict[str, int] = {}
-        self.cut: dict[str, frozenset[int]] = {}
+        self.cut: dict[str, set[int]] = {}
         self.notes: list[str] = []
 
     @property
@@ -147,8 +155,21 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
     def _prepare(self, train: Sequence[R]) -> None:
         """Whatever the training rows decide for all rows."""
 
+    @property
     @abstractmethod
-    def _encode(self, rows: Sequence[R]) -> Encoded[Any]: ...
+    def _how(self) -> tuple[tuple[ModuleType, ...], object]:
+        """The modules and the settings that decide what tokens a row becomes."""
+
+    @abstractmethod
+    def _tokens(self, rows: Sequence[R]) -> Tokens: ...
+
+    def _content(self, row: R) -> object:
+        """What of a row becomes tokens."""
+        return row
+
+    def _kept(self, row: R) -> Any:
+        """What of a row is still wanted when it has become tokens."""
+        return row
 
     @abstractmethod
     def _text(self, row: Any) -> str:
@@ -185,9 +206,27 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         }
         self.encoded = {split: each.tokens for split, each in found.items()}
         self.cut = {split: each.cut for split, each in found.items()}
-        self.skipped = {split: skipped.get(split, 0) + each.skipped for split, each in found.items()}
+        self.skipped = {split: skipped.get(split, 0) + len(each.bad) for split, each in found.items()}
         self.notes += notes
         self.rows = {split: each.rows for split, each in found.items()}
+
+    def _encode(self, rows: Sequence[R]) -> Encoded:
+        """Rows that turn out bad leave no gap."""
+        cache = TokenCache(self.tokenizer, *self._how)
+        done = Encoded()
+        with tqdm(total=len(rows), desc="Tokenising", unit=" rows", disable=len(rows) < MANY) as bar:
+            for start in range(0, len(rows), CHUNK):
+                here = rows[start : start + CHUNK]
+                found = cache.tokens([self._content(row) for row in here], partial(self._tokens, here))
+                bad = dict(found.bad)
+                good = [place for place in range(len(here)) if place not in bad]
+                place_of = {place: len(done.rows) + i for i, place in enumerate(good)}
+                done.tokens.extend(found.rows, [place_of[place] for place in found.places])
+                done.cut.update(place_of[place] for place in found.cut if place not in bad)
+                done.bad |= {start + place: why for place, why in bad.items()}
+                done.rows += [self._kept(here[place]) for place in good]
+                bar.update(len(here))
+        return done
 
     @property
     def _label_column(self) -> str | None:

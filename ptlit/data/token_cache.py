@@ -4,78 +4,92 @@ import hashlib
 import inspect
 import io
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ptlit.data import example, templates
+from ptlit.data import example
 from ptlit.data.example import EncodedRow
 from ptlit.wheels import cache_folder
 
 LEAST = 1000  # rows that are worth a file
 MOST = 2 << 30  # bytes; the oldest go first
 
-Encoded = tuple[list[EncodedRow], Collection[int]]  # rows, and which of them were cut
+
+class Tokens(NamedTuple):
+    """What was made of some source rows, each known by its place among them."""
+
+    rows: list[EncodedRow]
+    places: Sequence[int]  # of each, that of its source; a source may give several
+    cut: Collection[int] = ()
+    bad: Sequence[tuple[int, str]] = ()  # those of which nothing could be made, and why
 
 
 class TokenCache:
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *settings: object):
+    """`how` are the modules in which source rows become tokens: another version may do it otherwise."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, how: Iterable[ModuleType], settings: object
+    ) -> None:
         self.folder = cache_folder() / "tokens"
         self.usable = isinstance(tokenizer, PreTrainedTokenizerFast)  # others cannot tell what they are
         if not self.usable:
             return
         self.about = hashlib.sha256()
-        for how in (example, templates):  # rows become tokens there
-            self.about.update(inspect.getsource(how).encode())
+        for module in (example, *how):
+            self.about.update(inspect.getsource(module).encode())
         self.about.update(tokenizer.backend_tokenizer.to_str().encode())
         self.about.update(repr((tokenizer.special_tokens_map, settings)).encode())
 
-    def rows(self, texts: Sequence[object], encode: Callable[[], Encoded]) -> Encoded:
-        """What `encode` makes of `texts`, or made of them once."""
-        if not self.usable or len(texts) < LEAST:
+    def tokens(self, contents: Sequence[object], encode: Callable[[], Tokens]) -> Tokens:
+        """What `encode` makes of source rows of these contents, or made of them once."""
+        if not self.usable or len(contents) < LEAST:
             return encode()
         digest = self.about.copy()
-        for text in texts:
-            digest.update(repr(text).encode("utf-8", "surrogatepass"))
+        for content in contents:
+            digest.update(repr(content).encode("utf-8", "surrogatepass"))
         file = self.folder / f"{digest.hexdigest()}.npz"
         found = read(file)
         if found is None:
             found = encode()
-            write(file, found)
+            if not found.bad:  # those are to be mended
+                write(file, found)
         return found
 
 
-def read(file: Path) -> Encoded | None:
+def read(file: Path) -> Tokens | None:
     """None where it is not there, or broken."""
     try:
         with numpy.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
-            ids, labels, lengths, label, cut = (arrays[name].tolist() for name in NAMES)
+            ids, labels, lengths, label, row, cut = (arrays[name].tolist() for name in NAMES)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
     ends = numpy.cumsum(lengths).tolist()
-    places = zip(lengths, ends, label, strict=True)
     rows = [
         EncodedRow(input_ids=ids[end - length : end], labels=labels[end - length : end], label=of_row)
-        for length, end, of_row in places
+        for length, end, of_row in zip(lengths, ends, label, strict=True)
     ]
-    return rows, frozenset(cut)
+    return Tokens(rows, row, frozenset(cut))
 
 
-NAMES = ("input_ids", "labels", "lengths", "label", "cut")
+NAMES = ("input_ids", "labels", "lengths", "label", "row", "cut")
 
 
-def write(file: Path, encoded: Encoded) -> None:
+def write(file: Path, tokens: Tokens) -> None:
     """A cache that cannot be written is none."""
-    rows, cut = encoded
+    rows = tokens.rows
     columns = (
         [token for row in rows for token in row["input_ids"]],
         [token for row in rows for token in row["labels"]],
         [len(row["input_ids"]) for row in rows],
         [row["label"] for row in rows],
-        sorted(cut),
+        list(tokens.places),
+        sorted(tokens.cut),
     )
     contents = io.BytesIO()
     arrays = {name: numpy.array(column, numpy.int32) for name, column in zip(NAMES, columns, strict=True)}
