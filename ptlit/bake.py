@@ -22,6 +22,7 @@ from ptlit.bundled_lm import forget_gguf
 from ptlit.data.example import Example, Segment, encode
 from ptlit.data.templates import Template
 from ptlit.lm import FrozenLM
+from ptlit.lora import merge, tuned_weights
 from ptlit.mistake import UserMistake
 from ptlit.older_readers import write_in_older_words
 from ptlit.products import plainly
@@ -58,7 +59,7 @@ def bake(
     llama.cpp's converter wants to see the tokenizer that it knows: that one puts nothing new before a text.
     A head of its own cannot write virtual tokens; one that is the embeddings' twin has to be told each time.
     """
-    model = unquantised_copy(lm.model)
+    model = unquantised_copy(lm)
     if own_head:
         untie(model)
     embeddings = {name: virtual_embeddings(name, each.prompt, lm) for name, each in ingredients.items()}
@@ -94,8 +95,11 @@ def virtual_embeddings(name: str, prompt: SoftPrompt, lm: FrozenLM) -> Tensor:
     return embeddings
 
 
-def unquantised_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A model that shares all weights but those of the vocabulary, which are its own."""
+def unquantised_copy(lm: FrozenLM) -> PreTrainedModel:
+    """A model that shares all weights but those of the vocabulary, which are its own, and those that a LoRA
+    has gone into.
+    """
+    model = lm.model
     quantised = model.config.to_dict().get("quantization_config") or {}
     is_gguf = quantised.get("quant_method") == "gguf"
     if quantised and not is_gguf:
@@ -103,10 +107,14 @@ def unquantised_copy(model: PreTrainedModel) -> PreTrainedModel:
             "This LM is quantised, and an ordinary checkpoint is not: use format=kv, or format=peft."
         )
     own = {id(each) for part in vocabulary_parts(model) for each in part.parameters()}
+    if lm.has_lora:
+        own |= {id(each) for each in tuned_weights(model)}
     shared = [each for each in [*model.parameters(), *model.buffers()] if id(each) not in own]
     copied = copy.deepcopy(model, {id(each): each for each in shared})
     if is_gguf:
         forget_gguf(copied)
+    if lm.has_lora:
+        merge(copied)
     return copied
 
 

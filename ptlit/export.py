@@ -144,9 +144,14 @@ def check_one_lm(paths: Mapping[str, Path], sources: Sources) -> None:
 
 def check_lora(format: Format, paths: Mapping[str, Path], sources: Sources) -> None:
     worn = [paths[name] for name, source in sources.items() if source.lm.has_lora]
-    if worn and format != "peft":
+    if worn and format in ("kv", "vllm"):
         raise UserMistake(
-            f"{worn[0]} has a LoRA on its LM, which format={format} does not take along: use format=peft."
+            f"{worn[0]} has a LoRA on its LM, which format={format} does not take along: use format=peft, or "
+            "format=checkpoint, where it goes into the weights."
+        )
+    if worn and len(paths) > 1:
+        raise UserMistake(
+            f"{worn[0]} has a LoRA on its LM, so that LM serves no other prompt: export it alone."
         )
 
 

@@ -143,6 +143,26 @@ def inject(config: Any, model: PreTrainedModel, said: str) -> None:
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
+def tuned_weights(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    """Those that a LoRA stands beside."""
+    return [each for _, layer in tuned_layers(model) for each in layer.get_base_layer().parameters()]
+
+
+def merge(model: PreTrainedModel) -> None:
+    """The LoRA goes into the weights that it stands beside, and nothing else of it is left."""
+    for name, layer in tuned_layers(model):
+        layer.merge()
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, layer.get_base_layer())
+    del model.peft_config
+
+
+def tuned_layers(model: PreTrainedModel) -> list[tuple[str, Any]]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """What the folder says it holds, told without reading a tensor."""
     for name in (CONFIG, WEIGHTS):

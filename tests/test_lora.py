@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from runs import call, train_at
 from test_export import said_by_readme
 from tiny import padded_rows, tiny_lm
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ptlit.evaluate import main as evaluate
 from ptlit.export import export
@@ -275,8 +277,34 @@ def test_peft_answers_with_the_two_folders_as_the_run_does(joint: Path) -> None:
     )
     new = ours[0, row["input_ids"].shape[1] :]
     assert said_by_readme(joint / "adapter") == run.lm.tokenizer.decode(new, skip_special_tokens=True)
-    with pytest.raises(UserMistake, match="has a LoRA on its LM, which format=checkpoint does not take"):
-        export(str(joint), str(joint.parent / "baked"))
+    with pytest.raises(UserMistake, match="has a LoRA on its LM, which format=vllm does not take"):
+        export(str(joint), str(joint.parent / "baked"), "vllm")
+    with pytest.raises(UserMistake, match="serves no other prompt: export it alone"):
+        export({"a": str(joint), "b": str(joint)}, str(joint.parent / "baked"))
+
+
+def test_a_baked_checkpoint_has_the_lora_in_its_weights(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train_at(place, "to_bake", "experiment=prompt_tuning", "lora=trained", "optim.lr=0.05")
+    run = open_run(folder)
+    before = {name: weight.clone() for name, weight in run.lm.model.state_dict().items()}
+    export(str(folder), str(tmp_path / "baked"))
+    difference = re.search(r"logits differ by (\S+) of the largest", capsys.readouterr().out)
+    assert difference and float(difference[1]) < 1e-5
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "baked")
+    row = AutoTokenizer.from_pretrained(tmp_path / "baked")("Landed early, thank you!", return_tensors="pt")
+    baked = model(**row).logits[:, run.prompted_lm.num_virtual_tokens :, : len(run.lm.tokenizer)]
+    row = run.lm.tokenizer("Landed early, thank you!", return_tensors="pt")
+    with torch.no_grad():
+        ours = run.prompted_lm(row["input_ids"], row["attention_mask"], row["attention_mask"].bool())
+        without = PromptedLM(run.lm.base, run.prompted_lm.prompt)(
+            row["input_ids"], row["attention_mask"], row["attention_mask"].bool()
+        )
+    torch.testing.assert_close(baked[0], ours, rtol=1e-4, atol=1e-5)
+    assert (ours - without).abs().max() > 1e-3
+    after = run.lm.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_run_on_a_frozen_lora_keeps_a_copy_of_it(joint: Path, place: Path, tmp_path: Path) -> None:
