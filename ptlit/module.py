@@ -48,6 +48,7 @@ class SoftPromptModule(L.LightningModule):
         self.split_metrics = nn.ModuleDict({"val_": self._new_metrics(), "test_": self._new_metrics()})
         self._prefix: Prefix | None = None  # both are known while the prompt does not change
         self._leans: Tensor | None = None
+        self._rates_then: list[float] | None = None  # those of the checkpoint that a run goes on from
         # DDP neither broadcasts nor reduces what every rank has loaded for itself.
         self._ddp_params_and_buffers_to_ignore = [
             name
@@ -154,6 +155,30 @@ class SoftPromptModule(L.LightningModule):
         """What was last measured goes along: nobody has to judge the best prompt a second time."""
         found = self.trainer.callback_metrics.items()
         checkpoint["validated"] = {name: value.item() for name, value in found if name.startswith("val/")}
+        checkpoint["learning_rates"] = self._learning_rates()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._rates_then = checkpoint.get("learning_rates")
+
+    def on_train_start(self) -> None:
+        """A run that goes on with another learning rate than before takes it: the checkpoint has just brought
+        back its own.
+        """
+        then, self._rates_then = self._rates_then, None
+        if then is None:
+            return
+        schedules = [each.scheduler for each in self.trainer.lr_scheduler_configs]
+        for optimizer, before, now in zip(self.trainer.optimizers, then, self._learning_rates(), strict=True):
+            for group in optimizer.param_groups if now != before else ():
+                for key in {"lr", "initial_lr"} & group.keys():
+                    group[key] *= now / before
+            for schedule in schedules:
+                if now != before and isinstance(schedule, LRScheduler) and schedule.optimizer is optimizer:
+                    schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+
+    def _learning_rates(self) -> list[float]:
+        """As the optimizers were made, whatever a schedule has made of them."""
+        return [each.defaults["lr"] for each in self.trainer.optimizers]
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)

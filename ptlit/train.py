@@ -26,12 +26,14 @@ from ptlit.data import ClassificationData
 from ptlit.fingerprint import fingerprint
 from ptlit.interrupt import interrupted_between_steps
 from ptlit.lora import write_lora
+from ptlit.mistake import UserMistake
 from ptlit.peft_format import write_adapter
 from ptlit.quiet import quiet
 from ptlit.report import write_report
 from ptlit.run import check_base_model, completed, lora_fingerprint
 from ptlit.run_folder import RunFolder
 from ptlit.slurm import requeued_before_the_end
+from ptlit.spawned import mistakes_of_processes
 from ptlit.summary import parameter_counts, print_start, print_summary
 
 
@@ -77,22 +79,26 @@ def resume_point(cfg: DictConfig) -> str | None:
 def fit(training: Training, folder: RunFolder, resume: str | None) -> dict[str, float]:
     began = time.perf_counter()
     try:
-        with interrupted_between_steps():
+        with interrupted_between_steps(), mistakes_of_processes():
             training.trainer.fit(
                 training.module, datamodule=training.data, ckpt_path=resume, weights_only=True
             )
-    except (SystemExit, KeyboardInterrupt):
-        if not folder.has_checkpoint():
-            raise
-        resume_word = (
-            shlex.quote(f"resume='{folder.root}'") if "=" in str(folder.root) else f"resume={folder.root}"
-        )
-        print(f"\nInterrupted. To go on: python -m ptlit.train {resume_word}", flush=True)
+    except (SystemExit, KeyboardInterrupt, UserMistake) as end:
+        if folder.has_checkpoint():
+            print(f"\n{how_to_go_on(folder, isinstance(end, UserMistake))}", flush=True)
         raise
     seconds = time.perf_counter() - began
     figures = ("speed/examples_per_second", "memory/peak_mb")
     logged = training.trainer.callback_metrics
     return {name: float(logged[name]) for name in figures if name in logged} | {"seconds/fit": seconds}
+
+
+def how_to_go_on(folder: RunFolder, after_a_mistake: bool) -> str:
+    word = shlex.quote(f"resume='{folder.root}'") if "=" in str(folder.root) else f"resume={folder.root}"
+    command = f"python -m ptlit.train {word}"
+    if after_a_mistake:
+        return f"The last checkpoint is kept. To go on from it: {command} optim.lr=<a lower one>"
+    return f"Interrupted. To go on: {command}"
 
 
 def judge_best(training: Training, folder: RunFolder) -> dict[str, float]:
