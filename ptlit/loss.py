@@ -22,7 +22,18 @@ def learned_token_loss(logits: Tensor, targets: Tensor, weights: Tensor | None =
     """
     if weights is None:
         return F.cross_entropy(logits.float(), targets)
-    return (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum() / weights.sum()
+    return (token_losses(logits, targets) * weights).sum() / weights.sum()
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """(N, V), (N,) -> (N,)"""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def means_of_rows(each: Tensor, keep: Tensor) -> Tensor:
+    """What the learned tokens of each row have on average. (N,), (B, T) -> (B,)"""
+    sums = each.new_zeros(len(keep)).index_add(0, keep.nonzero()[:, 0], each)
+    return sums / keep.sum(1)
 
 
 def divergence(logits: Tensor, untrained: Tensor) -> Tensor:

@@ -61,10 +61,10 @@ class TextMetrics(nn.Module):
         self.loss = MeanMetric()
         self.token_accuracy = MeanMetric()
 
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        """`logits` (N, V), `targets` (N,)."""
-        self.loss.update(nn.functional.cross_entropy(logits.float(), targets, reduction="none"))
-        self.token_accuracy.update((logits.argmax(-1) == targets).float())
+    def update(self, losses: Tensor, right: Tensor) -> None:
+        """Of each learned token, (N,): its loss, and whether it was the likeliest."""
+        self.loss.update(losses)
+        self.token_accuracy.update(right.float())
 
     def compute(self) -> dict[str, Tensor]:
         loss = self.loss.compute()

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ptlit.data import Batch, LabelWords
 from ptlit.leaning import leaning
-from ptlit.loss import divergence, learned_positions, learned_token_loss
+from ptlit.loss import divergence, learned_positions, learned_token_loss, means_of_rows, token_losses
 from ptlit.metrics import LabelMetrics, TextMetrics
 from ptlit.prefix import Prefix
 from ptlit.prompted_lm import PromptedLM
@@ -57,21 +57,38 @@ class SoftPromptModule(L.LightningModule):
         ]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses = self.losses(batch)
+        total = losses.pop("total")
+        for name, loss in losses.items():
+            self.log(f"train/{name}", loss, prog_bar=name == "loss", batch_size=len(batch["labels"]))
+        return total
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The `loss` of the learned tokens, `kl` where it counts, and what is minimised, the `total`."""
         keep, targets = learned_positions(batch["labels"])
         logits = self.prompted_lm(batch["input_ids"], batch["attention_mask"], keep)  # (N, V)
-        weights = None
-        if self.class_weights is not None:
-            weights = self.class_weights[batch["label"]][:, None].expand(keep.shape)[keep]  # (N,)
-        loss = learned_token_loss(logits, targets, weights)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(keep))
-        if self.kl_weight:
-            with torch.no_grad():
-                untrained = PromptedLM(self.prompted_lm.lm.untrained, None)
-                own = untrained(batch["input_ids"], batch["attention_mask"], keep)  # (N, V)
-            moved = divergence(logits, own)
-            self.log("train/kl", moved, batch_size=len(keep))
-            loss = loss + self.kl_weight * moved
-        return loss
+        loss = learned_token_loss(logits, targets, self._token_weights(batch, keep))
+        if not self.kl_weight:
+            return {"loss": loss, "total": loss}
+        with torch.no_grad():
+            untrained = self._untrained_logits(batch, keep)
+        moved = divergence(logits, untrained)
+        return {"loss": loss, "kl": moved, "total": loss + self.kl_weight * moved}
+
+    def untrained_loss(self, batch: Batch) -> Tensor:
+        """What the LM loses on a training batch without any prompt."""
+        keep, targets = learned_positions(batch["labels"])
+        logits = self._untrained_logits(batch, keep)
+        return learned_token_loss(logits, targets, self._token_weights(batch, keep))
+
+    def _untrained_logits(self, batch: Batch, keep: Tensor) -> Tensor:
+        untrained = PromptedLM(self.prompted_lm.lm.untrained, None)
+        return untrained(batch["input_ids"], batch["attention_mask"], keep)  # (N, V)
+
+    def _token_weights(self, batch: Batch, keep: Tensor) -> Tensor | None:
+        if self.class_weights is None:
+            return None
+        return self.class_weights[batch["label"]][:, None].expand(keep.shape)[keep]  # (N,)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         return self._judge(batch, "val")
@@ -108,8 +125,9 @@ class SoftPromptModule(L.LightningModule):
             logits = self.prompted_lm(
                 batch["input_ids"], batch["attention_mask"], keep, self._shared_prefix()
             )
-            metrics.update(logits, targets)
-            return {"row": batch["row"]}
+            losses = token_losses(logits, targets)
+            metrics.update(losses, logits.argmax(-1) == targets)
+            return {"row": batch["row"], "loss": means_of_rows(losses, keep)}
         likelihoods = self._likelihoods(batch)
         scores = likelihoods - self._leaning()
         lengths = torch.tensor([len(ids) for ids in self.label_words.firsts], device=scores.device)
