@@ -14,6 +14,7 @@ from runs import TRAINING, call, train_at
 from test_training import data_of, lm, module_of, moods, trainer_of
 from transformers import get_scheduler
 
+from ptlit.callbacks.averaging import Averaging
 from ptlit.callbacks.finite import Finite
 from ptlit.callbacks.last_checkpoint import LastCheckpoint
 from ptlit.lm import FrozenLM
@@ -45,8 +46,9 @@ class Rates(L.Callback):
 
 
 def values(checkpoint: Path) -> torch.Tensor:
-    state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    return torch.cat([value.flatten() for value in state.values()])
+    """Of the average, which is what a checkpoint is opened for, and of the last step."""
+    kept = torch.load(checkpoint, weights_only=True)
+    return torch.cat([value.flatten() for part in ("state_dict", "walking") for value in kept[part].values()])
 
 
 def test_a_rate_far_too_high_and_the_way_back(
@@ -110,12 +112,35 @@ def test_it_stops_before_anything_is_saved(
         LastCheckpoint(str(tmp_path), every_n_train_steps=1),
         ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1),
     ]
-    trainer = trainer_of(tmp_path, broken_from(4), Finite(), *keepers, accumulate_grad_batches=accumulate)
+    callbacks = [broken_from(4), Averaging(), Finite(), *keepers]
+    trainer = trainer_of(tmp_path, *callbacks, accumulate_grad_batches=accumulate)
     with pytest.raises(UserMistake, match=r"A gradient of step 4 is nan: lower optim.lr \(now 0.02\)"):
         trainer.fit(module_of(lm, data), data)
     kept = sorted(path.name for path in tmp_path.glob("*.ckpt"))
     assert kept == ["last.ckpt", "step=1.ckpt", "step=2.ckpt", "step=3.ckpt"]
     assert all(values(path).isfinite().all() for path in tmp_path.glob("*.ckpt"))
+
+
+def test_a_weight_that_is_no_number_is_not_saved(
+    lm: FrozenLM,  # noqa: F811
+    moods: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Though it comes of a step whose loss and gradient are numbers."""
+
+    class Overflows(L.Callback):
+        @torch.no_grad()
+        def on_train_batch_end(self, trainer: L.Trainer, module: Any, *batch: Any) -> None:
+            if trainer.global_step == 3:
+                next(module.prompted_lm.prompt.parameters()).fill_(torch.inf)
+
+    data = data_of(lm, moods)
+    last = LastCheckpoint(str(tmp_path), every_n_train_steps=1)
+    trainer = trainer_of(tmp_path, Overflows(), Averaging(), Finite(), last, enable_checkpointing=True)
+    with pytest.raises(UserMistake, match=r"A weight after step 3 is not finite: lower optim.lr"):
+        trainer.fit(module_of(lm, data), data)
+    assert values(last.path).isfinite().all()
+    assert torch.load(last.path, weights_only=True)["global_step"] == 2
 
 
 def test_before_anything_is_learned_the_rate_is_not_to_blame(

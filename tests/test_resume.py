@@ -10,7 +10,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_training import Losses, data_of, lm, module_of, moods, trainer_of
 
+from ptlit.callbacks.advice import Advice
 from ptlit.callbacks.averaging import Averaging
+from ptlit.callbacks.finite import Finite
 from ptlit.callbacks.last_checkpoint import LastCheckpoint
 from ptlit.callbacks.random_state import RandomState
 from ptlit.lm import FrozenLM
@@ -65,7 +67,7 @@ def test_killed_at_any_moment(
         module = module_of(lm, data, method)
         trainer = trainer_of(
             folder,
-            *(losses, validations, RandomState(), Averaging(), best, last),
+            *(losses, validations, RandomState(), Averaging(), Finite(), Advice(), best, last),
             accumulate_grad_batches=accumulate,
             val_check_interval=val_check_interval,
             check_val_every_n_epoch=None,

@@ -79,7 +79,7 @@ class Advice(L.Callback):
             return
         apart = -(-len(trainer.val_dataloaders.dataset) // self.num_rows)  # type: ignore[union-attr]
         chosen = batch["row"] % apart == 0
-        part = Batch(**{name: each[chosen] for name, each in batch.items()})  # type: ignore[typeddict-item]
+        part = Batch(**{name: each[chosen] for name, each in batch.items()})  # type: ignore[index, typeddict-item]
         rows = part["row"].tolist()
         given = {name: each[chosen] for name, each in outputs.items()}
         self._prompted |= zip(rows, quality(given, part), strict=True)

@@ -55,39 +55,50 @@ class Finite(L.Callback):
             found = torch.cat([found, gradient.detach()[None].to(found)])
         loss, *largest = found.tolist()
         if not math.isfinite(loss):
-            self._stop(f"The loss of step {self._step} is {loss}", trainer, module)
+            self._stop(f"The loss of step {self._step} is {loss}", trainer, module, self._step > 1)
         if not largest:  # amid accumulated gradients
             return
         self._skipped = 0 if math.isfinite(largest[0]) else self._skipped + 1
         if self._skipped > (SKIPPED_IN_A_ROW if scales_gradients(trainer) else 0):
-            self._stop(f"A gradient of step {self._step} is {largest[0]}", trainer, module)
+            too_large = f"A gradient of step {self._step} is {largest[0]}"
+            self._stop(too_large, trainer, module, self._step > 1)
 
     def on_validation_end(self, trainer: L.Trainer, module: SoftPromptModule) -> None:
         loss = float(trainer.callback_metrics.get("val/loss", 0.0))
         if trainer.state.fn == TrainerFn.FITTING and not math.isfinite(loss):
             self._stop(f"The validation loss after step {self._step} is {loss}", trainer, module)
 
-    def _stop(self, found: str, trainer: L.Trainer, module: SoftPromptModule) -> NoReturn:
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, module: SoftPromptModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """A finite gradient too can lead to a weight that is not."""
+        if not all(weight.isfinite().all() for weight in module.parameters() if weight.requires_grad):
+            self._stop(f"A weight after step {self._step} is not finite", trainer, module)
+
+    def _stop(
+        self, found: str, trainer: L.Trainer, module: SoftPromptModule, has_learned: bool = True
+    ) -> NoReturn:
         if (bar := trainer.progress_bar_callback) is not None:
             bar.on_train_end(trainer, module)  # or it would be drawn once more, below what is said
-        raise UserMistake(f"{found}{self._cure(trainer, module)}")
+        raise UserMistake(f"{found}{cure(trainer, module, has_learned)}")
 
-    def _cure(self, trainer: L.Trainer, module: SoftPromptModule) -> str:
-        """The end of the sentence: what can be done about it."""
-        dtype = str(module.prompted_lm.lm.dtype).removeprefix("torch.")
-        exact = [] if dtype == "float32" else [f"model.dtype=float32 (now {dtype})"]
-        if trainer.precision != "32-true":
-            exact.append(f"trainer.precision=32-true (now {trainer.precision})")
-        if self._step == 1:
-            start = "another prompt.init.from"
-            return f", before anything is learned: give {' or '.join([*exact, start])}."
-        rate, clip = trainer.optimizers[0].defaults["lr"], trainer.gradient_clip_val
-        lower = f"optim.lr (now {rate:g})"
-        if clip:
-            lower += f" or trainer.gradient_clip_val (now {clip:g})"
-        else:
-            exact = ["trainer.gradient_clip_val=1.0 (now none)", *exact]
-        return f": lower {lower}{', or give ' if exact else ''}{' or '.join(exact)}."
+
+def cure(trainer: L.Trainer, module: SoftPromptModule, has_learned: bool) -> str:
+    """The end of the sentence: what can be done about it."""
+    dtype = str(module.prompted_lm.lm.dtype).removeprefix("torch.")
+    exact = [] if dtype == "float32" else [f"model.dtype=float32 (now {dtype})"]
+    if trainer.precision != "32-true":
+        exact.append(f"trainer.precision=32-true (now {trainer.precision})")
+    if not has_learned:
+        start = "another prompt.init.from"
+        return f", before anything is learned: give {' or '.join([*exact, start])}."
+    rate, clip = trainer.optimizers[0].defaults["lr"], trainer.gradient_clip_val
+    lower = f"optim.lr (now {rate:g})"
+    if clip:
+        lower += f" or trainer.gradient_clip_val (now {clip:g})"
+    else:
+        exact = ["trainer.gradient_clip_val=1.0 (now none)", *exact]
+    return f": lower {lower}{', or give ' if exact else ''}{' or '.join(exact)}."
 
 
 def scales_gradients(trainer: L.Trainer) -> bool:
