@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
@@ -24,6 +24,8 @@ PARTS = ("model", "lora", "data", "prompt", "optim", "schedule", "trainer", "ben
 BOXES = ("callbacks", "logger")  # each of these holds any number of named things
 SPREAD = ("experiment", "hydra", "sweep")  # groups that write into the others and have no key of their own
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+
+WORDS = {"optim": {"lr": Literal["auto"]}}  # a word that ptlit itself puts a value in the place of
 
 RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.lr": (lambda value: 0 < value < math.inf, "must be above 0"),
@@ -144,7 +146,8 @@ def node_mistakes(path: str, node: Any) -> list[str]:
     options = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
     target, mistakes = find_target(path, str(node["_target_"]))
     if target is not None:
-        mistakes += option_mistakes(path, options, target, apart=("init",) if path == "prompt" else ())
+        apart = ("init",) if path == "prompt" else ()
+        mistakes += option_mistakes(path, options, target, apart, WORDS.get(path))
     if path == "prompt":
         mistakes += start_mistakes(options.get("init"), target, options.get("num_virtual_tokens"))
     for key, value in options.items():
@@ -274,6 +277,7 @@ def trial_mistakes(path: str, node: Any, found: Sequence[str]) -> list[str]:
     }
     stand_ins, target, mistakes = known[path], resolve_name(node["_target_"]), []
     apart = {*HYDRA_KEYS, "init", *wrong}
+    apart |= {key for key in WORDS.get(path, {}) if isinstance(node.get(key), str)}
     options = {key: value for key, value in node.items() if key not in apart and value is not LATER}
 
     def objection(options: Mapping[str, Any]) -> str | None:

@@ -19,6 +19,7 @@ class RunFolder:
         self.metrics = root / "metrics.json"
         self.metrics_csv = root / "metrics.csv"
         self.curves = root / "curves.png"
+        self.learning_rate = root / "learning_rate.png"
         self.adapter = root / "adapter"
         self.lora = root / "lora"
         self.checkpoints = root / "checkpoints"

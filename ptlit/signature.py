@@ -33,13 +33,20 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def option_mistakes(
-    path: str, values: Mapping[str, Any], target: Callable[..., Any], apart: Iterable[str] = ()
+    path: str,
+    values: Mapping[str, Any],
+    target: Callable[..., Any],
+    apart: Iterable[str] = (),
+    also: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """What is wrong with `values` as arguments of `target`; names in `apart` are judged elsewhere."""
+    """What is wrong with `values` as arguments of `target`; names in `apart` are judged elsewhere, and those
+    in `also` may be what is said there too.
+    """
     try:
         parameters, kinds = inspect.signature(target).parameters, annotations(target)
     except ValueError:  # written in C, without a signature
         return []
+    kinds |= {name: kinds[name] | more for name, more in (also or {}).items() if name in kinds}
     open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     named = {
         name: each

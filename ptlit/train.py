@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig
 
 from ptlit import baseline
-from ptlit.build import Training, build, build_judge, options_of
+from ptlit.build import Training, build, build_judge, make, options_of
 from ptlit.callbacks.answers import Answers
 from ptlit.callbacks.chat_report import ChatReport
 from ptlit.callbacks.test_report import TestReport
@@ -25,16 +25,17 @@ from ptlit.curves import plot_curves
 from ptlit.data import ClassificationData
 from ptlit.fingerprint import fingerprint
 from ptlit.interrupt import interrupted_between_steps
+from ptlit.learning_rate import AUTO, find_learning_rate
 from ptlit.lora import write_lora
 from ptlit.mistake import UserMistake
 from ptlit.peft_format import write_adapter
 from ptlit.quiet import quiet
 from ptlit.report import write_report
-from ptlit.run import check_base_model, completed, lora_fingerprint
+from ptlit.run import check_base_model, completed, lora_fingerprint, read_config
 from ptlit.run_folder import RunFolder
 from ptlit.slurm import requeued_before_the_end
 from ptlit.spawned import mistakes_of_processes
-from ptlit.summary import parameter_counts, print_start, print_summary
+from ptlit.summary import from_here, parameter_counts, print_start, print_summary
 
 
 @requeued_before_the_end()
@@ -47,10 +48,13 @@ def train(cfg: DictConfig) -> float:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     training = build(cfg)
-    leave_what_opening_needs(folder, cfg, training)
     folder.set_curves_aside()
     metrics = parameter_counts(training.module)
     print_start(training, folder, HydraConfig.get().runtime.choices)
+    if cfg.optim.lr == AUTO:
+        cfg.optim.lr = metrics["learning_rate/chosen"] = learning_rate(cfg, training, folder)
+        training.module.make_optimizer = make(cfg.optim)
+    leave_what_opening_needs(folder, cfg, training)
     log_settings(training, cfg, {})
 
     metrics |= fit(training, folder, resume_point(cfg))
@@ -70,6 +74,17 @@ def leave_what_opening_needs(folder: RunFolder, cfg: DictConfig, training: Train
     folder.write_base_model(lm.name, lm.revision, fingerprint(lm.base.model), frozen_lora)
     if frozen_lora is not None:
         write_lora(folder.lora, lm)
+
+
+def learning_rate(cfg: DictConfig, training: Training, folder: RunFolder) -> float:
+    """What optim.lr=auto comes to; a resumed run keeps what it began with."""
+    if cfg.resume is not None:
+        return float(read_config(RunFolder(Path(cfg.resume))).optim.lr)
+    module, data, trainer = training.module, training.data, training.trainer
+    folder.root.mkdir(parents=True, exist_ok=True)
+    rate = find_learning_rate(module, data, make(cfg.optim), trainer, folder.learning_rate)
+    print(f"optim.lr=auto is {rate:g} here: {from_here(folder.learning_rate)}\n", flush=True)
+    return rate
 
 
 def resume_point(cfg: DictConfig) -> str | None:

@@ -60,7 +60,9 @@ def test_what_is_shipped_is_right(experiment: str) -> None:
         ("prompt.num_virtual_tokens=abc", "prompt.num_virtual_tokens=abc must be a whole number."),
         ("prompt.num_virtual_tokens=true", "prompt.num_virtual_tokens=true must be a whole number."),
         ("prompt.num_virtual_tokens=2.5", "prompt.num_virtual_tokens=2.5 must be a whole number."),
-        ("optim.lr=fast", "optim.lr=fast must be a number."),
+        ("optim.lr=fast", "optim.lr=fast must be auto or a number."),
+        ("optim.lr=autp", "optim.lr=autp must be auto or a number: did you mean auto?"),
+        ("optim.weight_decay=auto", "optim.weight_decay=auto must be a number."),
         ("optim.betas=[0.9]", "optim.betas=[0.9] must be a list of 2."),
         ("trainer.max_steps=many", "trainer.max_steps=many must be a whole number."),
         ("trainer.gradient_clip_val=few", "trainer.gradient_clip_val=few must be a number or null."),
@@ -114,6 +116,12 @@ def test_what_is_shipped_is_right(experiment: str) -> None:
 )
 def test_one_mistake_is_one_sentence(override: str, sentence: str) -> None:
     assert complaints(override) == [sentence]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_a_rate_may_be_left_to_ptlit(optimizer: str) -> None:
+    assert complaints(f"optim={optimizer}", "optim.lr=auto") == []
+    assert len(complaints(f"optim={optimizer}", "optim.lr=auto", "optim.weight_decay=-1")) == 1
 
 
 def test_all_mistakes_at_once() -> None:
