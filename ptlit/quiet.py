@@ -13,6 +13,9 @@ def quiet() -> None:
     warnings.filterwarnings(
         "ignore", r".*module\(s\) in eval mode at the start of training"
     )  # the LM is frozen
+    warnings.filterwarnings(
+        "ignore", r"Be aware that when using `ckpt_path`, callbacks"
+    )  # whoever judges a checkpoint needs none of its training's
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).* is deprecated")
     warnings.filterwarnings(
         "ignore", r"Experiment logs directory .* exists and is not empty"
