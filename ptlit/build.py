@@ -20,10 +20,12 @@ from ptlit.lm import FrozenLM
 from ptlit.lora import with_lora
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
-from ptlit.peft_format import read_adapter
+from ptlit.peft_format import adapter_folder, read_adapter
 from ptlit.prompt import SoftPrompt
-from ptlit.prompt.init import STARTS, start_prompt
+from ptlit.prompt.init import COMMON, STARTS, Task, start_prompt
 from ptlit.prompted_lm import PromptedLM
+
+TEXTS_TRIED = 4  # by the start that is nearest to no prompt
 
 
 @dataclass
@@ -131,9 +133,10 @@ def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftProm
     prompt: SoftPrompt = make(options, shape=lm.shape)
     origin = start.get("from", "text")
     if origin in STARTS:
-        start_prompt(prompt, lm, from_=origin, text=start.get("text") or data.instruction)
+        text = start.get("text") or data.instruction
+        start_prompt(prompt, lm, from_=origin, text=text, task=task_of(data))
     else:
-        print(read_adapter(Path(origin), prompt), flush=True)
+        print(read_adapter(adapter_folder(Path(origin)), prompt), flush=True)
     return SoftPromptModule(
         PromptedLM(lm, prompt, data.slots),
         optimizer=make(cfg.optim),
@@ -142,6 +145,13 @@ def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftProm
         kl_weight=cfg.kl_weight,
         class_weights=data.class_weights,
     )
+
+
+def task_of(data: TextData[Any]) -> Task:
+    """What a prompt can start from in this data."""
+    words, rows = data.label_words, data.encoded["train"]
+    labels = [ids[:-1] if words.ends_with_eos else ids for ids in words.firsts] if words is not None else []
+    return Task(labels, rows.common_tokens(COMMON), rows.texts(TEXTS_TRIED))
 
 
 def check_room(prompted_lm: PromptedLM, max_length: int) -> None:

@@ -65,6 +65,7 @@ def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
             found = node_mistakes(part, tree.get(part)) + rule_mistakes(part, tree.get(part))
             mistakes += found + trial_mistakes(part, tree.get(part), found)
     mistakes += slot_mistakes(tree.get("data"), tree.get("prompt"))
+    mistakes += label_start_mistakes(tree.get("data"), tree.get("prompt"))
     for box in BOXES:
         for name, node in (tree.get(box) or {}).items():
             mistakes += node_mistakes(f"{box}.{name}", node) if node is not None else []
@@ -170,16 +171,33 @@ def start_mistakes(init: Any, method: Any = None, count: Any = None) -> list[str
     if not isinstance(init, dict):
         return [f"prompt.init={shown(init)} must be a mapping: give prompt.init.from=..."]
     options = {"from_" if key == "from" else key: value for key, value in init.items()}
-    mistakes = option_mistakes("prompt.init", options, start_prompt)
+    mistakes = [
+        mistake.replace("from_", "from").replace("start_prompt", "prompt.init")
+        for mistake in option_mistakes("prompt.init", options, start_prompt)
+    ]
     start = options.get("from_")
     if isinstance(start, str) and start not in (*STARTS, MISSING):
         mistakes += adapter_mistakes(start, method, count)
-    return [mistake.replace("from_", "from").replace("start_prompt", "prompt.init") for mistake in mistakes]
+    return mistakes
+
+
+def label_start_mistakes(data: Any, prompt: Any) -> list[str]:
+    """Label words are asked for where rows have no labels."""
+    from ptlit.data import ChatData
+
+    init = prompt.get("init") if isinstance(prompt, dict) else None
+    if not isinstance(init, dict) or init.get("from") != "labels" or not isinstance(data, dict):
+        return []
+    if find_target("data", str(data.get("_target_")))[0] is not ChatData:
+        return []
+    return [
+        "prompt.init.from=labels: dialogues have no labels: choose another, such as prompt.init.from=text."
+    ]
 
 
 def adapter_mistakes(start: str, method: Any, count: Any) -> list[str]:
     """Of a prompt that is to start from a folder, or from a word that nobody knows."""
-    from ptlit.peft_format import check_kind, read_config
+    from ptlit.peft_format import adapter_folder, check_kind, read_config
     from ptlit.prompt import SoftPrompt
     from ptlit.prompt.init import STARTS
 
@@ -189,6 +207,7 @@ def adapter_mistakes(start: str, method: Any, count: Any) -> list[str]:
             return [f"{said}: there is no such folder."]
         return [f"{said} is not a start: {guess(start, STARTS)}"]
     try:
+        folder = adapter_folder(folder)
         config = read_config(folder)
         if isinstance(method, type) and issubclass(method, SoftPrompt):
             check_kind(folder, config, method, count)

@@ -107,12 +107,20 @@ def open_adapter(folder: Path) -> Adapter:
     return Adapter(folder, config["peft_type"], str(config["base_model"]), embeddings, ours, method)
 
 
+def adapter_folder(folder: Path) -> Path:
+    """That of a run, or the folder itself."""
+    inside = folder / "adapter"
+    return inside if (inside / CONFIG).is_file() and not (folder / CONFIG).is_file() else folder
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """What the folder says it holds, told without reading a tensor."""
     if not (folder / CONFIG).is_file():
-        inner = folder / "adapter"
-        nearest = f": did you mean {inner}?" if (inner / CONFIG).is_file() else "."
-        raise UserMistake(f"{folder} is no adapter, for it has no {CONFIG}{nearest}")
+        if (folder / "checkpoints").is_dir():
+            raise UserMistake(
+                f"{folder} is a run without an adapter/, as one that has not ended: resume={folder}."
+            )
+        raise UserMistake(f"{folder} is no adapter, for it has no {CONFIG}.")
     if not (folder / WEIGHTS).is_file():
         pickled = (folder / "adapter_model.bin").is_file()
         reason = " (a pickle, adapter_model.bin, is not read: save it again with PEFT)" if pickled else ""

@@ -24,6 +24,7 @@ LIVE = {
     "prompted_lm",
     "seed",
     "shape",
+    "task",
     "tokenizer",
 }
 

@@ -237,8 +237,7 @@ def test_the_config_is_held_against_the_adapter_before_anything_is_loaded(tmp_pa
         f"prompt.init.from={run}/adapter", "experiment=ptuning_v2", "prompt.num_virtual_tokens=6"
     )
     assert deep.endswith("choose an input prompt, such as prompt=prompt_tuning.")
-    (outer,) = complaints("experiment=ptuning_mlp", f"prompt.init.from={run}")
-    assert outer.endswith(f"did you mean {run}/adapter?")
+    assert complaints("experiment=ptuning_mlp", f"prompt.init.from={run}") == complaints(*said)
     assert complaints("prompt.init.from=vocabluary") == [
         "prompt.init.from=vocabluary is not a start: did you mean vocabulary?"
     ]

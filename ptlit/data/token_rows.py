@@ -1,12 +1,15 @@
 """Rows in tokens, a million of them: four bytes a token, where Python's own lists take ten times that."""
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import overload
 
+import torch
+
 from ptlit.data.collate import IndexedRow
-from ptlit.data.example import EncodedRow
+from ptlit.data.example import NOT_LEARNED, EncodedRow
 
 
 def _numbers() -> "array[int]":
@@ -33,6 +36,18 @@ class TokenRows(Sequence[IndexedRow]):
     def lengths(self) -> list[int]:
         return [end - start for start, end in zip([0, *self.ends], self.ends, strict=False)]
 
+    def common_tokens(self, count: int) -> list[int]:
+        """Those that the rows hold most often, the most frequent first."""
+        held = torch.tensor(self.input_ids, dtype=torch.long)
+        counts = held[held >= 0].bincount()  # below are the places of virtual tokens
+        order = counts.argsort(descending=True, stable=True)[:count]
+        return order[counts[order] > 0].tolist()
+
+    def texts(self, count: int) -> list[list[int]]:
+        """The first rows, each as far as the LM reads before it first has to speak."""
+        read = [takewhile(lambda pair: pair[1] == NOT_LEARNED, pairs(row)) for row in self[:count]]
+        return [text for row in read if (text := [token for token, _ in row if token >= 0])]
+
     def __len__(self) -> int:
         return len(self.ends)
 
@@ -51,3 +66,8 @@ class TokenRows(Sequence[IndexedRow]):
             label=self.label[place],
             row=self.row[place],
         )
+
+
+def pairs(row: EncodedRow) -> Iterator[tuple[int, int]]:
+    """Every token with its label."""
+    return zip(row["input_ids"], row["labels"], strict=True)

@@ -1,4 +1,12 @@
-"""Where a prompt starts: noise, sampled words or a text, as embeddings or as their keys and values."""
+"""Where a prompt starts: embeddings of its virtual tokens, or the keys and values that the LM makes of them.
+
+`text` takes the words of the task, `labels` those of the labels, `vocabulary` frequent words by chance,
+`spread` no words but numbers as widely spread as the LM's own embeddings, `zero` what says least. `noise`
+leaves a prompt as its constructor made it, which is PEFT's start too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -7,27 +15,52 @@ from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
 from ptlit.prefix import Prefix
 from ptlit.prompt.base import EmbeddingPrompt, SoftPrompt
+from ptlit.prompt.silence import silent_embeddings
 
-STARTS = ("text", "vocabulary", "noise")
+STARTS = ("text", "labels", "vocabulary", "spread", "zero", "noise")
+COMMON = 5000  # words that `vocabulary` chooses from, as in Lester et al. (2021)
+CHUNK = 4096  # embeddings that are looked at together
 
 
-def start_prompt(prompt: SoftPrompt, lm: FrozenLM, from_: str = "text", text: str | None = None) -> None:
-    """Put `prompt` at its start. `noise` leaves it as its constructor made it, which is PEFT's start too."""
+@dataclass(frozen=True)
+class Task:
+    """What the data offers to start from, in tokens."""
+
+    labels: Sequence[Sequence[int]] = ()  # a word for each; none where text is learned
+    common: Sequence[int] = ()  # the most frequent of the training rows
+    texts: Sequence[Sequence[int]] = ()  # a few training rows, as far as they are read
+
+
+def start_prompt(
+    prompt: SoftPrompt,
+    lm: FrozenLM,
+    from_: str = "text",
+    text: str | None = None,
+    task: Task | None = None,
+) -> None:
+    """Put `prompt` at its start; the same seed of torch's, the same start."""
     if from_ not in STARTS:
         raise UserMistake(f"prompt.init.from={from_!r} is not a start: choose one of {', '.join(STARTS)}.")
     if from_ == "noise":
         return
-    ids = (
-        text_ids(lm, text, prompt.num_virtual_tokens)
-        if from_ == "text"
-        else word_ids(lm, prompt.num_virtual_tokens)
-    )
     with torch.no_grad():
-        embeddings = lm.embed(ids)  # (P, H)
+        embeddings = start_embeddings(lm, from_, prompt.num_virtual_tokens, text, task or Task())  # (P, H)
         if isinstance(prompt, EmbeddingPrompt):
             prompt.start_at(embeddings.float())
         else:
             prompt.start_at(Prefix.from_embeddings(embeddings, lm.model).stacked().float())
+
+
+def start_embeddings(lm: FrozenLM, from_: str, count: int, text: str | None, task: Task) -> Tensor:
+    if from_ == "zero":
+        return silent_embeddings(lm, count, task.texts)
+    if from_ == "spread":
+        return spread_embeddings(lm, count)
+    if from_ == "text":
+        return lm.embed(text_ids(lm, text, count))
+    if from_ == "labels":
+        return lm.embed(label_ids(lm, task.labels, count))
+    return lm.embed(word_ids(lm, count, task.common))
 
 
 def text_ids(lm: FrozenLM, text: str | None, count: int) -> Tensor:
@@ -36,13 +69,45 @@ def text_ids(lm: FrozenLM, text: str | None, count: int) -> Tensor:
         raise UserMistake(
             "prompt.init.from=text needs a text: give prompt.init.text=... or data.instruction=..."
         )
-    ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-    chosen = ids[:count] if len(ids) >= count else (ids * (count // len(ids) + 1))[-count:]
+    return repeated(lm, lm.tokenizer(text, add_special_tokens=False)["input_ids"], count)
+
+
+def label_ids(lm: FrozenLM, labels: Sequence[Sequence[int]], count: int) -> Tensor:
+    """The words of all labels one after the other, as `text_ids` takes a text."""
+    if not labels:
+        raise UserMistake(
+            "prompt.init.from=labels needs data with labels, and here text is learned: choose another, such "
+            "as prompt.init.from=text."
+        )
+    return repeated(lm, [token for word in labels for token in word], count)
+
+
+def word_ids(lm: FrozenLM, count: int, common: Sequence[int] = ()) -> Tensor:
+    """By chance among the tokens that the training rows hold most often, special ones left out.
+
+    Any tokenizer's words can be counted there. Low ids are frequent words in some vocabularies and bytes or
+    another language's in others; and most of a vocabulary has no bearing on the task. Without rows all of it
+    is chosen from.
+    """
+    special = set(lm.tokenizer.all_special_ids)
+    pool = [token for token in (common or range(len(lm.tokenizer))) if token not in special]
+    chosen = [pool[place] for place in torch.randperm(len(pool)).tolist()[:count]]
+    return repeated(lm, chosen, count)
+
+
+def repeated(lm: FrozenLM, ids: Sequence[int], count: int) -> Tensor:
+    chosen = ids[:count] if len(ids) >= count else (list(ids) * (count // len(ids) + 1))[-count:]
     return torch.tensor(chosen, device=lm.device)
 
 
-def word_ids(lm: FrozenLM, count: int) -> Tensor:
-    """Ids sampled from the vocabulary, special tokens left out."""
-    special = set(lm.tokenizer.all_special_ids)
-    order = torch.randperm(len(lm.tokenizer)).tolist()
-    return torch.tensor([index for index in order if index not in special][:count], device=lm.device)
+def spread_embeddings(lm: FrozenLM, count: int) -> Tensor:
+    """Normal, every coordinate with the mean and the standard deviation that it has over the LM's words."""
+    words = torch.arange(len(lm.tokenizer), device=lm.device)
+    total = squares = torch.zeros(lm.shape.hidden_size, dtype=torch.float64, device=lm.device)
+    for chunk in words.split(CHUNK):
+        embedded = lm.embed(chunk).double()  # (words, H)
+        total, squares = total + embedded.sum(0), squares + embedded.square().sum(0)
+    mean = total / len(words)
+    deviation = (squares / len(words) - mean.square()).clamp(min=0).sqrt()
+    drawn = torch.randn(count, lm.shape.hidden_size).to(lm.device)  # on the CPU: the same on every device
+    return (mean + deviation * drawn).to(lm.dtype)
