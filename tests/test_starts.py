@@ -107,6 +107,7 @@ def test_few_words_are_repeated_and_many_cut(lm: FrozenLM) -> None:
 
 def test_what_the_data_offers(tmp_path: Path) -> None:
     rows = TokenRows()
+    assert rows.common_tokens(2) == rows.texts(2) == []
     read = [-100] * 4
     rows.extend([dict(input_ids=[7, -1, 8, 8, 9, 8], labels=[*read, 9, 8], label=0)] * 2, range(2))
     assert rows.common_tokens(2) == [8, 7] and rows.common_tokens(9) == [8, 7, 9]

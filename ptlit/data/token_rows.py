@@ -38,7 +38,9 @@ class TokenRows(Sequence[IndexedRow]):
 
     def common_tokens(self, count: int) -> list[int]:
         """Those that the rows hold most often, the most frequent first."""
-        held = torch.tensor(self.input_ids, dtype=torch.long)
+        if not self.input_ids:
+            return []
+        held = torch.frombuffer(self.input_ids, dtype=torch.int32)
         counts = held[held >= 0].bincount()  # below are the places of virtual tokens
         order = counts.argsort(descending=True, stable=True)[:count]
         return order[counts[order] > 0].tolist()
