@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HYDRA = {
     "benchmark.__main__",
+    "benchmark.shipped",
     "build",
     "callbacks.sweep_table",
     "command",

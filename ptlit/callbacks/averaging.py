@@ -5,6 +5,8 @@ average does not. It costs a copy of what is trained. The state_dict of a checkp
 whoever opens it; the weights that training goes on from are kept beside it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -46,6 +48,13 @@ class Averaging(L.Callback):
         fresh = 1 - min(self.decay, (1 + self._steps) / (10 + self._steps))
         for name, weight in trained(module).items():
             self._average[name].lerp_(weight, fresh)
+
+    @contextmanager
+    def in_place(self, module: L.LightningModule) -> Iterator[None]:
+        """The module is the average for a while, for those who judge it by themselves during training."""
+        self._exchange(module)
+        yield
+        self._exchange(module)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._exchange(module)

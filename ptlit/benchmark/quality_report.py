@@ -1,0 +1,137 @@
+"""What the quality benchmark says: a table in the terminal, benchmark.json and a plot in the run folder."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Column, Table
+
+from ptlit.benchmark.case import Nodes
+from ptlit.benchmark.learners import UNTAUGHT
+from ptlit.benchmark.learners.plain import SAME_IN_PEFT
+from ptlit.benchmark.machine import device_name
+from ptlit.benchmark.quality_figures import Figures, headline, reached, rows_of
+from ptlit.benchmark.report import JSON, PLOT, write_json
+from ptlit.benchmark.trial import Plan
+
+WIDTH = 130  # of the table, where nobody says how wide the terminal is
+STYLES = {"ptlit": "-", "peft": "--", "lora": ":", "full": ":"}
+
+
+class QualityReport:
+    def __init__(self, nodes: Nodes, plan: Plan, device: str, threads: int):
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.console.width = max(self.console.width, WIDTH)
+        self.where: Figures = {
+            "model": Path(str(nodes.model.get("name_or_path"))).name,
+            "data": nodes.data["path"],
+            **asdict(plan),
+            "device": device,
+            "machine": {"name": device_name(device), "threads": threads, "torch": torch.__version__},
+        }
+        self.trials: list[Mapping[str, Any]] = []
+
+    def say(self, sentence: str) -> None:
+        self.console.print(sentence)
+
+    def add(self, trial: Mapping[str, Any]) -> None:
+        self.trials.append(trial)
+
+    def contents(self) -> Figures:
+        rows = rows_of(self.trials)
+        found = reached(rows, headline(self.trials), SAME_IN_PEFT)
+        return {**self.where, "rows": rows, "reached": found, "trials": self.trials}
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / JSON, self.contents())
+
+    def close(self, folder: Path) -> None:
+        contents, name = self.contents(), headline(self.trials)
+        self.console.print(table(contents["rows"], name))
+        for each in contents["reached"]:
+            self.console.print(sentence(each, name))
+        plot(contents["rows"], name, folder / PLOT, f"{self.where['model']}, {self.where['data']}")
+        self.console.print(f"figures {folder / JSON}\nplot    {folder / PLOT}")
+
+
+def table(rows: list[Figures], name: str) -> Table:
+    other = {"macro_f1": "accuracy", "perplexity": "token_accuracy"}[name]
+    found = Table(Column(no_wrap=True, min_width=22), box=SIMPLE)
+    headings = ("learning\nrate", "trainable", f"test\n{other}", f"test\n{name}", f"best val\n{name}")
+    for heading in (*headings, "after\nexamples", "train\nloss", "s", "CPU s", "peak\nMB"):
+        found.add_column(heading.replace("_", " "), justify="right", no_wrap=True)
+    for row in rows:
+        found.add_row(
+            row_name(row),
+            shown(row["lr"], "g"),
+            shown(row["trainable"] or None, ",.0f"),
+            shown(row[other], ".3f"),
+            shown(row[name], ".3f") + spread(row[f"{name}_range"]),
+            shown(row["val_best"], ".3f"),
+            shown(row["examples_at_best"], ",.0f") if row["trainable"] else "",
+            shown(row["train_loss"], ".3f"),
+            shown(row["seconds"], ",.0f"),
+            shown(row["cpu_seconds"], ",.0f"),
+            shown(row["peak_mb"], ",.0f"),
+        )
+    return found
+
+
+def row_name(row: Figures) -> str:
+    return f"{row['engine']} {row['method']}" if row["method"] else str(row["engine"])
+
+
+def shown(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def spread(ends: list[float]) -> str:
+    return f" ±{(ends[1] - ends[0]) / 2:.3f}" if ends[1] > ends[0] else ""
+
+
+def sentence(each: Figures, name: str) -> str:
+    target = f"PEFT's best validation {name.replace('_', ' ')} of {each['target']:.3f}"
+    if each["ptlit_examples"] is None:
+        return f"{each['method']}: never reaches {target} ({each['peft_examples']:,.0f} examples)."
+    return (
+        f"{each['method']}: {target} ({each['peft_examples']:,.0f} examples) after "
+        f"{each['ptlit_examples']:,.0f} examples."
+    )
+
+
+def plot(rows: list[Figures], name: str, picture: Path, title: str) -> None:
+    """Validation against examples and against seconds; those that learn nothing as level lines."""
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    methods = list(dict.fromkeys(row["method"] or row["engine"] for row in rows))
+    colors = {method: f"C{place % 10}" for place, method in enumerate(methods)}
+    for axes, key in ((left, "examples"), (right, "seconds")):
+        for row in rows:
+            draw(axes, row, key, name, colors[row["method"] or row["engine"]])
+        axes.set(xlabel=key)
+    left.set(ylabel=f"validation {name.replace('_', ' ')}")
+    if name == "perplexity":
+        left.set_yscale("log")
+    if left.get_legend_handles_labels()[1]:
+        left.legend(fontsize="small")
+    figure.suptitle(title)
+    part = picture.with_suffix(".part.png")
+    figure.savefig(part, dpi=110)
+    part.replace(picture)
+
+
+def draw(axes: Axes, row: Figures, key: str, name: str, color: str) -> None:
+    points = [point for point in row["curve"] if name in point]
+    if not points:
+        return
+    if row["engine"] in UNTAUGHT:
+        axes.axhline(points[0][name], color=color, linewidth=0.8, linestyle="-.", label=row_name(row))
+        return
+    xs, ys = [point[key] for point in points], [point[name] for point in points]
+    axes.plot(xs, ys, STYLES[row["engine"]], color=color, marker="o", markersize=3, label=row_name(row))

@@ -1,0 +1,336 @@
+"""The quality benchmark on a tiny LM: what it leaves, that all meet the same rows, and that it goes on."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chats import chat_tokenizer
+from omegaconf import OmegaConf
+from runs import call, make_place
+from test_config import composed
+from tiny import padded_rows, tiny_lm
+from torch.utils.data import DataLoader
+
+from ptlit.benchmark.__main__ import main
+from ptlit.benchmark.judging import Judge
+from ptlit.benchmark.learners import Given, Learner
+from ptlit.benchmark.learners.own import OwnLearner
+from ptlit.benchmark.learners.plain import PlainLearner
+from ptlit.benchmark.learners.untaught import Majority, Untrained, few_shot, hard
+from ptlit.benchmark.learning import ordered
+from ptlit.benchmark.quality import DONE, Quality
+from ptlit.benchmark.quality_figures import reached, rows_of
+from ptlit.benchmark.shipped import PARTS
+from ptlit.benchmark.trial import Plan, Trial
+from ptlit.data import ClassificationData
+from ptlit.data.collate import Collate
+from ptlit.lm import _load_once
+from ptlit.mistake import UserMistake
+
+WORDS = ((5,), (6, 7), (6, 8), (9, 10, 11))
+PLAN = Plan(
+    examples=16,
+    epochs=None,
+    batch_size=4,
+    validate_every=8,
+    num_virtual_tokens=4,
+    shots=2,
+    limit=None,
+    val_limit=None,
+    test_limit=None,
+    folds=None,
+)
+
+
+class Inline:
+    """A worker in this process, with an LM of its own as each has; a process takes seconds to begin."""
+
+    started: list[str] = []
+
+    def __init__(self, name: str, threads: int, make: Any, *arguments: Any):
+        self.started.append(name)
+        _load_once.cache_clear()
+        self.made = make(*arguments)
+
+    def __call__(self, method: str, *arguments: Any) -> Any:
+        return getattr(self.made, method)(*arguments)
+
+    def __enter__(self) -> "Inline":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing to end."""
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The trials that are not taken from an earlier run."""
+    monkeypatch.setattr("ptlit.benchmark.quality.Worker", Inline)
+    monkeypatch.setattr(Inline, "started", [])
+    return Inline.started
+
+
+SMALL = [
+    "benchmark=quality",
+    "benchmark.seeds=[1]",
+    "hydra.run.dir=run",
+    "benchmark.methods=[prompt_tuning,ptuning_v2]",
+]
+SMALL += [
+    "benchmark.examples=24",
+    "benchmark.batch_size=4",
+    "benchmark.validate_every=8",
+    "benchmark.shots=1",
+]
+SMALL += ["benchmark.val_limit=8", "benchmark.test_limit=8", "benchmark.num_virtual_tokens=4"]
+SMALL += ["benchmark.peft_lrs=[0.01,0.1]", "benchmark.lora_lrs=[0.001]", "benchmark.full_lrs=[0.001]"]
+TWEETS = [
+    "model=hf",
+    "model.name_or_path=lm",
+    "data=classification",
+    "data.path=tweets.csv",
+    "data.max_length=64",
+]
+
+
+def run(place: Path, *words: str) -> dict[str, Any]:
+    call(place, main, *SMALL, *words)
+    found: dict[str, Any] = json.loads((place / "run" / "benchmark.json").read_text())
+    return found
+
+
+def test_everybody_meets_the_same_examples_and_a_stopped_run_goes_on(
+    tmp_path: Path, started: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_place(tmp_path)
+    found = run(tmp_path, *TWEETS)
+    rows = {(row["engine"], row["method"]): row for row in found["rows"]}
+    prompts = [("ptlit", "prompt_tuning"), ("ptlit", "ptuning_v2")]
+    prompts += [("peft", "prompt_tuning"), ("peft", "prefix_tuning")]
+    untaught = [(name, None) for name in ("untrained", "hard", "few_shot", "majority")]
+    assert list(rows) == [*untaught, *prompts, ("lora", None), ("full", None)]
+    trials = [trial for trial in found["trials"] if trial["trainable"]]
+    assert len(trials) == 8 and len({trial["order"] for trial in trials}) == 1
+    for row in rows.values():
+        low, high = row["macro_f1_range"]
+        assert 0 <= low <= row["macro_f1"] <= high <= 1 and 0 <= row["accuracy"] <= 1
+        assert row["peak_mb"] > 100
+    for trial in trials:
+        assert [point["examples"] for point in trial["curve"]] == [0, 8, 16, 24]
+        assert trial["best"] in trial["curve"]
+        seconds = [point["seconds"] for point in trial["curve"]]
+        assert seconds == sorted(seconds) and seconds[-1] > seconds[0] == 0
+        assert trial["curve"][-1]["cpu_seconds"] > 0 and trial["train_loss"] > 0
+    assert rows["ptlit", "prompt_tuning"]["trainable"] == rows["peft", "prompt_tuning"]["trainable"] == 4 * 32
+    assert rows["peft", "prompt_tuning"]["lr"] in (0.01, 0.1) and rows["ptlit", "ptuning_v2"]["lr"] == 0.005
+    assert [each["method"] for each in found["reached"]] == ["prompt_tuning", "ptuning_v2"]
+    assert (tmp_path / "run" / "benchmark.png").stat().st_size > 1000
+    said = capsys.readouterr().out
+    assert "peft prefix_tuning" in said and "PEFT's best validation macro f1" in said
+
+    file = tmp_path / "run" / DONE
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-2]) + lines[-2][:40])  # killed while it wrote
+    started.clear()
+    again = run(tmp_path, *TWEETS, "benchmark.engines=[majority,ptlit,peft,lora,full]")
+    assert started == ["lora at 0.001, seed 1", "full at 0.001, seed 1"]
+    last, first = again["trials"][-1], found["trials"][-1]
+    assert last["test"] == first["test"] and last["best"]["loss"] == first["best"]["loss"]
+    with pytest.raises(SystemExit, match="holds trials with other settings"):
+        run(tmp_path, *TWEETS, "benchmark.examples=20")
+
+
+def test_few_rows_in_folds(tmp_path: Path, started: list[str]) -> None:
+    make_place(tmp_path)
+    found = run(
+        tmp_path,
+        *TWEETS,
+        "benchmark=quality_small",
+        "benchmark.examples=null",
+        "benchmark.epochs=2",
+        "benchmark.limit=12",
+        "benchmark.folds=3",
+        "benchmark.engines=[majority,ptlit,peft]",
+        "benchmark.methods=[ptuning_mlp]",
+    )
+    majority, ours, theirs = found["rows"]
+    assert majority["trials"] == ours["trials"] == theirs["trials"] == 3
+    assert majority["accuracy"] == 0.5 and majority["train_loss"] is None
+    of_ours = [trial for trial in found["trials"] if trial["engine"] == "ptlit"]
+    assert [trial["fold"] for trial in of_ours] == [0, 1, 2]
+    assert all(trial["curve"][-1]["examples"] == 16 and trial["best"] is None for trial in of_ours)
+    assert ours["train_loss"] > 0 and theirs["lr"] in (0.01, 0.1) and found["reached"] == []
+
+
+def test_dialogues_are_judged_by_perplexity(tmp_path: Path, started: list[str]) -> None:
+    tiny_lm("qwen3", vocabulary=264).model.save_pretrained(tmp_path / "lm")
+    chat_tokenizer().save_pretrained(tmp_path / "lm")
+    rows = [{"instruction": f"What is {i}?", "input": "", "output": f"It is {i}."} for i in range(60)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
+    chats = ["model=hf", "model.name_or_path=lm", "data.path=alpaca.json", "data.max_length=200"]
+    found = run(
+        tmp_path,
+        *chats,
+        "benchmark=quality_chat",
+        "benchmark.engines=[untrained,hard,majority,ptlit,peft]",
+        "benchmark.peft_lrs=[0.1]",
+    )
+    names = [row["engine"] for row in found["rows"]]
+    assert names == ["untrained", "ptlit", "ptlit", "peft", "peft"]  # no majority of texts
+    for row in found["rows"]:
+        assert row["perplexity"] > 1 and row["curve"][0]["perplexity"] > 1
+
+
+def given(data: ClassificationData, seed: int = 1) -> Given:
+    lm = tiny_lm("llama", spread=0.2)
+    return Given(lm, data, data.encoded["train"], Trial("x", None, 0.01, seed, None), PLAN, None, 4)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ClassificationData:
+    place = make_place(tmp_path_factory.mktemp("place"))
+    found = ClassificationData(
+        tokenizer=tiny_lm("llama").tokenizer,
+        path=str(place / "tweets.csv"),
+        template="{text}:",
+        max_length=64,
+    )
+    found.setup()
+    return found
+
+
+def test_all_are_asked_the_same(data: ClassificationData) -> None:
+    """Labels of several tokens too, however the rows are padded."""
+    ids, mask, _ = padded_rows()
+    given_here = given(data)
+    theirs = PlainLearner(given_here, given_here.lm.model.requires_grad_(True))
+    with torch.no_grad():
+        expected = Untrained(given(data)).word_scores(ids, mask, WORDS)
+        torch.testing.assert_close(theirs.word_scores(ids, mask, WORDS), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_few_shot_reads_solved_rows_first(data: ClassificationData) -> None:
+    learner, plain = few_shot(given(data)), Untrained(given(data))
+    text = data.tokenizer.decode(learner.context)
+    assert text.count(": bad\n\n") == text.count(": good\n\n") == 2 and text.endswith("\n\n")
+    assert text.startswith(data.instruction)
+    assert torch.equal(learner.context, few_shot(given(data)).context)
+    assert not torch.equal(learner.context, few_shot(given(data, seed=2)).context)
+    ids, mask, _ = padded_rows((9, 9))
+    instruction = data.tokenizer(data.instruction + "\n\n", add_special_tokens=False)["input_ids"]
+    assert hard(given(data)).context.tolist() == instruction == learner.context[: len(instruction)].tolist()
+    for each in (learner, hard(given(data))):
+        behind = torch.cat([each.context.expand(2, -1), ids], dim=1)
+        with torch.no_grad():
+            each.begin_judging()
+            expected = plain.word_scores(behind, torch.ones_like(behind), ((5,), (6,)))
+            torch.testing.assert_close(each.word_scores(ids, mask, ((5,), (6,))), expected)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")  # the benchmark validates by itself
+def test_ptlit_is_judged_by_what_a_run_keeps(data: ClassificationData) -> None:
+    """The average of the steps, as long as it is judged; training goes on from the last."""
+    recipe = {
+        **{part: OmegaConf.to_container(composed("experiment=prompt_tuning")[part]) for part in PARTS},
+        "kl_weight": 0.0,
+        "averaging": {"_target_": "ptlit.callbacks.averaging.Averaging", "decay": 0.5},
+    }
+    learner = OwnLearner(replace(given(data), recipe=recipe))
+    (weight,) = learner.learned.values()
+    average, steps = weight.detach().clone(), []
+
+    def after_step(loss: float, rows: list[int]) -> None:
+        steps.append(weight.detach().clone())
+        kept = min(0.5, (1 + len(steps)) / (10 + len(steps)))
+        average.lerp_(steps[-1], 1 - kept)
+        with learner.as_kept():
+            torch.testing.assert_close(weight.detach(), average)
+        assert torch.equal(weight, steps[-1])
+
+    rows: Any = data.encoded["train"][:16]
+    learner.fit(DataLoader(rows, batch_size=4, collate_fn=Collate(0)), after_step)
+    assert len(steps) == 4 and not torch.equal(steps[0], steps[1])
+    with learner.as_kept():
+        torch.testing.assert_close(weight.detach(), average)
+
+
+def test_the_judge_counts_right_answers(data: ClassificationData) -> None:
+    rows = list(data.encoded["test"])
+    learner: Learner = Majority(given(data))
+    found = Judge(rows, data.label_words, Collate(0), 4, torch.device("cpu")).judge(learner).metrics
+    most = max(range(2), key=lambda label: sum(row["label"] == label for row in data.encoded["train"]))
+    assert found["accuracy"] == pytest.approx(sum(row["label"] == most for row in rows) / len(rows))
+
+
+def test_epochs_follow_each_other_until_the_examples_are_used_up() -> None:
+    batches = ordered([5, 6, 7, 8, 9], PLAN, seed=3)
+    rows = [row for batch in batches for row in batch]
+    assert len(rows) == 16 and sorted(rows[:5]) == sorted(rows[5:10]) == [0, 1, 2, 3, 4]
+    assert batches == ordered([5, 6, 7, 8, 9], PLAN, seed=3) != ordered([5, 6, 7, 8, 9], PLAN, seed=4)
+
+
+def trial(engine: str, lr: float | None, seed: int, *scores: float) -> dict[str, Any]:
+    curve = [
+        {"examples": 8 * i, "seconds": i, "cpu_seconds": i, "macro_f1": score, "train_loss": None}
+        for i, score in enumerate(scores)
+    ]
+    best = max(curve, key=lambda point: point["macro_f1"])
+    known = {
+        "engine": engine,
+        "method": "prompt_tuning",
+        "lr": lr,
+        "seed": seed,
+        "fold": None,
+        "recipe": {"optim": {"lr": 0.02}} if engine == "ptlit" else None,
+        "curve": curve,
+    }
+    return known | {
+        "best": best,
+        "test": {"macro_f1": best["macro_f1"]},
+        "trainable": 4,
+        "train_loss": 1.0,
+        "peak_mb": 2,
+    }
+
+
+def test_the_best_rate_on_validation_is_what_is_compared_with() -> None:
+    trials = [trial("peft", 0.1, 1, 0.2, 0.9, 0.1), trial("peft", 0.1, 2, 0.2, 0.1, 0.1)]
+    trials += [trial("peft", 0.01, seed, 0.2, 0.5, 0.6) for seed in (1, 2)]
+    trials += [trial("ptlit", None, 1, 0.3, 0.6, 0.5), trial("ptlit", None, 2, 0.3, 0.7, 0.5)]
+    peft, ours = rows_of(trials)
+    assert peft["lr"] == 0.01 and ours["lr"] == 0.02 and peft["seeds"] == [1, 2]
+    assert ours["macro_f1_range"] == [0.6, 0.7]
+    assert [point["macro_f1"] for point in ours["curve"]] == pytest.approx([0.3, 0.65, 0.5])
+    (each,) = reached([peft, ours], "macro_f1", {})
+    assert (each["target"], each["peft_examples"], each["ptlit_examples"], each["fraction"]) == (
+        0.6,
+        16,
+        8,
+        0.5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"methods": ["prompt_tunning"]},
+            "prompt_tunning is no file of conf/prompt: did you mean prompt_tuning?",
+        ),
+        ({"engines": ["petf"]}, "benchmark.engines: petf is no engine: did you mean peft?"),
+        ({"peft_lrs": []}, "benchmark.peft_lrs=.. leaves peft without a learning rate"),
+        ({"examples": 0}, "benchmark.examples=0 has to be 1 or more"),
+        ({"epochs": 2}, "both say how long"),
+        ({"folds": 1}, "benchmark.folds=1 has to be 2 or more"),
+        ({"seeds": []}, "makes no run"),
+    ],
+)
+def test_mistakes_are_named_at_once(changes: dict[str, Any], sentence: str) -> None:
+    right: dict[str, Any] = {"methods": ["prompt_tuning"], "engines": ["ptlit", "peft"], "seeds": [1]}
+    right |= {"peft_lrs": [0.1], "lora_lrs": [0.1], "full_lrs": [0.1]}
+    Quality(**right)
+    with pytest.raises(UserMistake, match=sentence):
+        Quality(**(right | changes))
