@@ -1,6 +1,7 @@
 """The quality benchmark on a tiny LM: what it leaves, that all meet the same rows, and that it goes on."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ptlit.benchmark.learners.untaught import Majority, Untrained, few_shot, har
 from ptlit.benchmark.learning import ordered
 from ptlit.benchmark.quality import DONE, Quality
 from ptlit.benchmark.quality_figures import reached, rows_of
+from ptlit.benchmark.quality_report import finite
 from ptlit.benchmark.shipped import PARTS
 from ptlit.benchmark.trial import Plan, Trial
 from ptlit.data import ClassificationData
@@ -311,6 +313,12 @@ def test_the_best_rate_on_validation_is_what_is_compared_with() -> None:
         8,
         0.5,
     )
+
+
+def test_what_has_diverged_is_no_number() -> None:
+    lost = trial("peft", 0.1, 1, 0.2, 0.9) | {"train_loss": math.nan}
+    (row,) = finite(rows_of([lost]))
+    assert row["train_loss"] is None and row["macro_f1"] == 0.9 and len(row["curve"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the quality benchmark says: a table in the terminal, benchmark.json and a plot in the run folder."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +50,7 @@ class QualityReport:
         return {**self.where, "rows": rows, "reached": found, "trials": self.trials}
 
     def write(self, folder: Path) -> None:
-        write_json(folder / JSON, self.contents())
+        write_json(folder / JSON, finite(self.contents()))
 
     def close(self, folder: Path) -> None:
         contents, name = self.contents(), headline(self.trials)
@@ -58,6 +59,15 @@ class QualityReport:
             self.console.print(sentence(each, name))
         plot(contents["rows"], name, folder / PLOT, f"{self.where['model']}, {self.where['data']}")
         self.console.print(f"figures {folder / JSON}\nplot    {folder / PLOT}")
+
+
+def finite(value: Any) -> Any:
+    """JSON has no word for the loss of what has diverged but null."""
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(rows: list[Figures], name: str) -> Table:
