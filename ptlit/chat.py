@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
+from unicodedata import category
 
 import torch
 from rich.console import Console
@@ -167,7 +168,7 @@ class Chat:
     def streamed(self) -> str:
         """Words appear as they are found."""
         tokenizer = self.voice.template.tokenizer
-        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
+        streamer = Readable(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
         return self.voice.reply(self.history, streamer)
 
     def compared(self) -> str:
@@ -175,16 +176,26 @@ class Chat:
         replies = {voice.name: voice.reply(self.history) for voice in (self.voice, self.voice.untrained)}
         if sys.stdout.isatty():
             table = Table(*(Column(name, ratio=1) for name in replies), expand=True)
-            table.add_row(*map(Text, replies.values()))
+            table.add_row(*(Text(readable(reply)) for reply in replies.values()))
             self.console.print(table)
         else:
             for name, reply in replies.items():
-                self.say(f"{name}: {reply}")
+                self.say(f"{name}: {readable(reply)}")
         return replies[self.voice.name]
 
     def say(self, text: str) -> None:
         self.console.print(text)
         self.console.file.flush()
+
+
+class Readable(TextStreamer):
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        super().on_finalized_text(readable(text), stream_end)
+
+
+def readable(text: str) -> str:
+    """Without control characters, which a terminal obeys instead of showing."""
+    return "".join(each for each in text if each in "\n\t" or category(each) != "Cc")
 
 
 main = command("chat", call)
