@@ -259,7 +259,7 @@ def test_a_row_that_no_run_answers_is_bad(
         (["run=run,deep", "run_column=text"], "run_column=text is the column with the texts"),
         (["run=run,gone", "run_column=task"], "run=gone: there is no such folder"),
         (["run=[]", "run_column=task"], "names no run folder"),
-        (["run=run,other", "run_column=task"], "'other' stands before .*: one batch has one LM"),
+        (["run=run,apart", "run_column=task"], "'apart' stands before .*: one batch has one LM"),
         (
             ["run=run,latin", "run_column=task"],
             "run was trained with data.encoding=None and latin with latin-1: give",
@@ -270,7 +270,7 @@ def test_mistakes_are_one_sentence(
     place: Path, trained: Path, mixed: list[dict[str, str]], words: list[str], said: str
 ) -> None:
     for name, key, value in (
-        ("other", "model.name_or_path", str(place / "lm2")),
+        ("apart", "model.name_or_path", str(place / "lm2")),
         ("latin", "data.encoding", "latin-1"),
     ):
         if f"run=run,{name}" in words:
