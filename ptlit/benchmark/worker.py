@@ -41,7 +41,7 @@ class Worker:
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self.pipe.close()
-        if kind is None:  # it is idle, and tidies up after itself
+        if kind is None or issubclass(kind, UserMistake):  # it is idle, and tidies up after itself
             self.process.join(timeout=30)
         self.process.terminate()
         self.process.join()
