@@ -21,12 +21,12 @@ from ptlit.config import conf_folder
 from ptlit.mistake import UserMistake
 from ptlit.overrides import in_our_words, paths_quoted, preflight
 from ptlit.resume import resumed
+from ptlit.sweep_jobs import ERROR_FILE
 
 Run = Callable[[DictConfig], float | None]
 
 INTERRUPTED = 130  # what shells call a program that Ctrl+C ended
 TERMINATED = 143  # and one that SIGTERM ended
-ERROR_FILE = "error.txt"  # in the folder of a sweep's job that failed
 
 
 def command(config_name: str, run: Run) -> Callable[[], None]:

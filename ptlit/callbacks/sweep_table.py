@@ -1,12 +1,9 @@
 """A sweep as a whole: its jobs' folders named by what was swept, and one table of how they did."""
 
-import csv
-import json
 import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +12,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
-from ptlit.command import ERROR_FILE
+from ptlit.sweep_jobs import ERROR_FILE, METRICS, find_jobs, leave_table
 
-JUDGED = ("macro_f1", "accuracy", "perplexity", "token_accuracy", "loss")
-METRICS = (*(f"test/{name}" for name in JUDGED), "val/macro_f1", "seconds/fit")
 SAFE = re.compile(r"[-+\w.]+")  # in the name of a folder
 LONGEST = 150  # characters of a folder's name
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a job left behind."""
-
-    folder: Path
-    number: int
-    settings: dict[str, str]  # of the swept keys
-    status: str
-    metrics: dict[str, float]
 
 
 class SweepTable(Callback):
@@ -60,11 +42,7 @@ class SweepTable(Callback):
         jobs = find_jobs(folder, list(self.swept), since=self.started)
         failed = [job for job in jobs if job.status == "failed"]
         shown = [name for name in METRICS if any(name in job.metrics for job in jobs)]
-        write_csv(folder / "sweep.csv", jobs, list(self.swept), shown)
-        console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-        console.print(make_table(jobs, list(self.swept), shown))
-        console.print(f"the table as a file  {folder / 'sweep.csv'}", soft_wrap=True)
-        console.print(f"tensorboard --logdir {folder}", soft_wrap=True)
+        leave_table(folder, jobs, list(self.swept), shown)
         if failed:
             print(
                 f"{len(failed)} of {len(jobs)} jobs failed: see {ERROR_FILE} in their folders.",
@@ -117,45 +95,3 @@ def folder_names(config: DictConfig, swept: dict[str, list[str]]) -> list[str]:
     name = "${hydra.job.override_dirname}" if told_apart else "${hydra.job.num},${hydra.job.override_dirname}"
     quoted = ",".join(f"'{key}'" for key in left_out)
     return [f"hydra.job.config.override_dirname.exclude_keys=[{quoted}]", f"hydra.sweep.subdir='{name}'"]
-
-
-def find_jobs(folder: Path, keys: Sequence[str], since: float) -> list[Done]:
-    notes = [path for path in folder.rglob(".hydra/hydra.yaml") if path.stat().st_mtime >= since]
-    return sorted((read_job(path.parent.parent, keys) for path in notes), key=lambda job: job.number)
-
-
-def read_job(folder: Path, keys: Sequence[str]) -> Done:
-    notes = OmegaConf.load(folder / ".hydra" / "hydra.yaml")
-    pairs = [line.lstrip("+~").partition("=") for line in notes.hydra.overrides.task]
-    settings = {key: value for key, _, value in pairs if key in keys}
-    metrics = folder / "metrics.json"
-    return Done(
-        folder=folder,
-        number=int(notes.hydra.job.num),
-        settings=settings,
-        status="failed" if (folder / ERROR_FILE).is_file() else "done",
-        metrics=json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
-    )
-
-
-def make_table(jobs: Sequence[Done], keys: Sequence[str], metrics: Sequence[str]) -> Table:
-    table = Table(*keys, "status")
-    for name in metrics:
-        table.add_column(name, justify="right")
-    for job in jobs:
-        figures = [job.metrics.get(name) for name in metrics]
-        shown = [
-            "" if each is None else f"{each:.1f}" if abs(each) >= 10 else f"{each:.3f}" for each in figures
-        ]
-        table.add_row(*(job.settings.get(key, "") for key in keys), job.status, *shown)
-    return table
-
-
-def write_csv(path: Path, jobs: Sequence[Done], keys: Sequence[str], metrics: Sequence[str]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["folder", *keys, "status", *metrics])
-        for job in jobs:
-            settings = [job.settings.get(key, "") for key in keys]
-            figures = [job.metrics.get(name, "") for name in metrics]
-            rows.writerow([job.folder.relative_to(path.parent), *settings, job.status, *figures])
