@@ -21,6 +21,7 @@ from ptlit.config import conf_folder
 from ptlit.mistake import UserMistake
 from ptlit.overrides import in_our_words, paths_quoted, preflight
 from ptlit.resume import resumed
+from ptlit.search import offer_search
 from ptlit.sweep_jobs import ERROR_FILE
 
 Run = Callable[[DictConfig], float | None]
@@ -38,6 +39,7 @@ def command(config_name: str, run: Run) -> Callable[[], None]:
         try:
             sys.argv[1:] = resumed(paths_quoted(sys.argv[1:]))
             preflight(sys.argv[1:], config_name)
+            offer_search()
             hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
             if job.failure is not None:
                 raise job.failure

@@ -25,6 +25,8 @@ from yaml import YAMLError
 
 from ptlit.config import conf_folder, config_mistakes, device_mistakes
 from ptlit.mistake import UserMistake
+from ptlit.search import search_mistakes
+from ptlit.search_space import is_search, judged_by, space_mistakes
 from ptlit.signature import guess
 
 PATHS = ("run", "resume", "input", "output", "lm")  # keys whose values are paths
@@ -38,6 +40,7 @@ class Wish:
     """One key of the command line and what it is to be: one value, or all those of a sweep."""
 
     key: str
+    said: Override
     values: tuple[Override, ...]
     is_group: bool
 
@@ -85,14 +88,21 @@ class CommandLine:
         self.parser = OverridesParser.create(config_loader=self.loader)
         self.search = [line for line in lines if line.startswith("hydra.searchpath=")]
         self.found: list[str] = []
+        self.scores: set[tuple[str, str]] = set()  # of a search: what its runs return
         self.wishes = [wish for line in lines if line not in self.search for wish in self.read(line)]
 
     def mistakes(self) -> list[str]:
         try:
             first = self.compose([wish.values[0] for wish in self.wishes if wish.is_group])
             self.add_sweep(first)
+            self.judge_search(first)
             for groups in one_at_a_time([wish for wish in self.wishes if wish.is_group]):
                 self.judge(self.compose(groups))
+            if len(self.scores) > 1:
+                names = " and ".join(sorted(f"{monitor} ({mode})" for monitor, mode in self.scores))
+                self.found.append(
+                    f"A search needs one score, and these runs return {names}: search them apart."
+                )
         except PROBLEMS as problem:
             self.found.append(in_our_words(problem))
         return list(dict.fromkeys(self.found))
@@ -114,12 +124,14 @@ class CommandLine:
                 f"{line} gives several values: add -m for a run with each, or write one list as [a,b]."
             )
         values = self.values(override)
+        if not values:
+            self.found.append(f"{line} gives no value.")
         key = override.key_or_group
         options = self.loader.get_group_options(key, overrides=self.search)
         if options:
             values = [value for value in values if self.is_choice(value, options)]
         if values:
-            yield Wish(key, tuple(values), is_group=bool(options))
+            yield Wish(key, override, tuple(values), is_group=bool(options))
 
     def values(self, override: Override) -> list[Override]:
         if not override.is_sweep_override():
@@ -162,6 +174,15 @@ class CommandLine:
             wishes = [wish for key, value in params.items() for wish in self.read(f"{key}={value}")]
             self.wishes = [wish for wish in wishes if wish.key not in given] + self.wishes
 
+    def judge_search(self, cfg: DictConfig) -> None:
+        """What is swept, as ranges to search or as values to go through."""
+        swept = [wish.said for wish in self.wishes if wish.said.is_sweep_override()]
+        if not is_search(cfg):
+            endless = [each.input_line for each in swept if each.is_interval_sweep()]
+            self.found += [f"{each} is for a search: add hydra/sweeper=search." for each in endless]
+        elif self.multirun:
+            self.found += space_mistakes(swept)
+
     def judge(self, cfg: DictConfig) -> None:
         """Hold all values against a config whose groups are chosen."""
         groups = [
@@ -181,6 +202,9 @@ class CommandLine:
             except PROBLEMS as problem:
                 self.found.append(in_our_words(problem))
             self.found += config_mistakes(tried, self.config_name)
+            if is_search(tried):
+                self.found += search_mistakes(tried)
+                self.scores.add(judged_by(tried))
             if cfg.hydra.runtime.choices["hydra/launcher"] in LOCAL_LAUNCHERS:
                 self.found += device_mistakes(tried)
 

@@ -16,6 +16,8 @@ HYDRA = {
     "command",
     "config",
     "overrides",
+    "search",
+    "search_space",
     "signature",
     "train",
 }
@@ -51,6 +53,15 @@ def test_nobody_needs_the_benchmark_nor_peft() -> None:
     apart = ("benchmark.", "lora")
     outside = {(name, each) for name, each in imports() if not name.startswith(apart)}
     assert {(name, each) for name, each in outside if each.startswith(("ptlit.benchmark", "peft"))} == set()
+
+
+def test_few_know_optuna() -> None:
+    """An extra: whoever does not search needs none."""
+    assert {name for name, each in imports() if each.split(".")[0] == "optuna"} == {
+        "search",
+        "search_space",
+        "trials",
+    }
 
 
 def test_few_know_hydra() -> None:

@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from ptlit.search_space import is_search
 from ptlit.sweep_jobs import ERROR_FILE, METRICS, find_jobs, leave_table
 
 SAFE = re.compile(r"[-+\w.]+")  # in the name of a folder
@@ -34,10 +35,15 @@ class SweepTable(Callback):
             # Said here once: left to the config, every job would work out a time of its own.
             config.hydra.sweep.dir = f"outputs/{experiment_of(config)}/{Path(config.hydra.sweep.dir).name}"
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{config.hydra.sweep.dir}'")
-        if not any(line.startswith(("hydra.sweep.subdir=", "hydra.job.config.")) for line in mine):
+        named = is_search(config) or any(
+            line.startswith(("hydra.sweep.subdir=", "hydra.job.config.")) for line in mine
+        )
+        if not named:
             config.hydra.overrides.hydra.extend(folder_names(config, self.swept))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if is_search(config):  # it makes its own
+            return
         folder = Path(config.hydra.sweep.dir)
         jobs = find_jobs(folder, list(self.swept), since=self.started)
         failed = [job for job in jobs if job.status == "failed"]
