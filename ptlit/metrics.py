@@ -10,6 +10,8 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
+from ptlit.loss import token_losses
+
 
 class LabelMetrics(nn.Module):
     """Accuracy, macro F1, F1 of each class, expected calibration error (`ece`: how far the probability of an
@@ -61,10 +63,12 @@ class TextMetrics(nn.Module):
         self.loss = MeanMetric()
         self.token_accuracy = MeanMetric()
 
-    def update(self, losses: Tensor, right: Tensor) -> None:
-        """Of each learned token, (N,): its loss, and whether it was the likeliest."""
+    def update(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(N, V), (N,) -> (N,), the loss of each learned token."""
+        losses = token_losses(logits, targets)
         self.loss.update(losses)
-        self.token_accuracy.update(right.float())
+        self.token_accuracy.update((logits.argmax(-1) == targets).float())
+        return losses
 
     def compute(self) -> dict[str, Tensor]:
         loss = self.loss.compute()

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ptlit.data import Batch, LabelWords
 from ptlit.leaning import leaning
-from ptlit.loss import divergence, learned_positions, learned_token_loss, means_of_rows, token_losses
+from ptlit.loss import divergence, learned_positions, learned_token_loss, means_of_rows
 from ptlit.metrics import LabelMetrics, TextMetrics
 from ptlit.prefix import Prefix
 from ptlit.prompted_lm import PromptedLM
@@ -125,8 +125,7 @@ class SoftPromptModule(L.LightningModule):
             logits = self.prompted_lm(
                 batch["input_ids"], batch["attention_mask"], keep, self._shared_prefix()
             )
-            losses = token_losses(logits, targets)
-            metrics.update(losses, logits.argmax(-1) == targets)
+            losses = metrics.update(logits, targets)
             return {"row": batch["row"], "loss": means_of_rows(losses, keep)}
         likelihoods = self._likelihoods(batch)
         scores = likelihoods - self._leaning()

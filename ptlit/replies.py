@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from ptlit.loss import learned_positions, token_losses
+from ptlit.loss import learned_positions
 from ptlit.metrics import TextMetrics
 from ptlit.prefix import Prefix
 from ptlit.prompted_lm import PromptedLM
@@ -57,6 +57,5 @@ def perplexity(prompted_lm: PromptedLM, replies: Sequence[tuple[Sequence[int], S
         labels = ids.clone()
         labels[:, : len(read)] = -100
         keep, targets = learned_positions(labels)
-        logits = prompted_lm(ids, torch.ones_like(ids), keep, prefix)  # (N, V)
-        metrics.update(token_losses(logits, targets), logits.argmax(-1) == targets)
+        metrics.update(prompted_lm(ids, torch.ones_like(ids), keep, prefix), targets)
     return float(metrics.compute()["perplexity"])

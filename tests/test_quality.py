@@ -14,6 +14,7 @@ from runs import call, make_place
 from test_config import composed
 from tiny import padded_rows, tiny_lm
 from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ptlit.benchmark.__main__ import main
 from ptlit.benchmark.judging import Judge
@@ -27,7 +28,7 @@ from ptlit.benchmark.quality_figures import reached, rows_of
 from ptlit.benchmark.quality_report import finite
 from ptlit.benchmark.shipped import PARTS
 from ptlit.benchmark.trial import Plan, Trial
-from ptlit.data import ClassificationData
+from ptlit.data import ChatData, ClassificationData
 from ptlit.data.collate import Collate
 from ptlit.lm import _load_once
 from ptlit.mistake import UserMistake
@@ -184,6 +185,21 @@ def test_dialogues_are_judged_by_perplexity(tmp_path: Path, started: list[str]) 
     assert names == ["untrained", "ptlit", "ptlit", "peft", "peft"]  # no majority of texts
     for row in found["rows"]:
         assert row["perplexity"] > 1 and row["curve"][0]["perplexity"] > 1
+    assert found["rows"][0]["perplexity"] == pytest.approx(perplexity_in_transformers(tmp_path), rel=1e-4)
+
+
+def perplexity_in_transformers(folder: Path) -> float:
+    """Of the untrained LM on the learned tokens of the test rows, a row at a time."""
+    model, tokenizer = (each.from_pretrained(folder / "lm") for each in (AutoModelForCausalLM, AutoTokenizer))
+    data = ChatData(tokenizer=tokenizer, path=str(folder / "alpaca.json"), max_length=200)
+    data.setup()
+    losses = []
+    for row in data.encoded["test"]:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].double()
+        labels = torch.tensor(row["labels"][1:])
+        losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none")[labels != -100])
+    return float(torch.cat(losses).mean().exp())
 
 
 def given(data: ClassificationData, seed: int = 1) -> Given:
