@@ -22,7 +22,7 @@ from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
 from ptlit.peft_format import adapter_folder, read_adapter
 from ptlit.prompt import SoftPrompt
-from ptlit.prompt.init import COMMON, STARTS, Task, start_prompt
+from ptlit.prompt.init import COMMON, FROM_DATA, STARTS, Task, start_prompt
 from ptlit.prompted_lm import PromptedLM
 
 TEXTS_TRIED = 4  # by the start that is nearest to no prompt
@@ -134,7 +134,8 @@ def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftProm
     origin = start.get("from", "text")
     if origin in STARTS:
         text = start.get("text") or data.instruction
-        start_prompt(prompt, lm, from_=origin, text=text, task=task_of(data))
+        task = task_of(data) if origin in FROM_DATA else None  # a large file's tokens take time to count
+        start_prompt(prompt, lm, from_=origin, text=text, task=task)
     else:
         print(read_adapter(adapter_folder(Path(origin)), prompt), flush=True)
     return SoftPromptModule(

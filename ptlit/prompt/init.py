@@ -18,6 +18,7 @@ from ptlit.prompt.base import EmbeddingPrompt, SoftPrompt
 from ptlit.prompt.silence import silent_embeddings
 
 STARTS = ("text", "labels", "vocabulary", "spread", "zero", "noise")
+FROM_DATA = ("labels", "vocabulary", "zero")  # those that need a Task
 COMMON = 5000  # words that `vocabulary` chooses from, as in Lester et al. (2021)
 CHUNK = 4096  # embeddings that are looked at together
 
