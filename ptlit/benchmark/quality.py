@@ -6,7 +6,7 @@ validation rows. All are judged alike, on test rows once, where they were best o
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +37,7 @@ class Quality:
         methods: list[str],
         engines: list[str],
         seeds: list[int],
-        peft_lrs: list[float],
+        peft_lrs: dict[str, list[float]],  # of each method
         lora_lrs: list[float],
         full_lrs: list[float],
         examples: int | None = 2400,
@@ -74,9 +74,12 @@ class Quality:
             raise UserMistake("benchmark.seeds=[] makes no run: give [1], for example.")
         self.methods = [checked_method(name) for name in dict.fromkeys(methods)]
         self.engines, self.seeds = checked_learners(engines), list(dict.fromkeys(seeds))
-        self.lrs = {"peft": peft_lrs, "lora": lora_lrs, "full": full_lrs}
-        if untold := [name for name in self.engines if not self.lrs.get(name, [0.0])]:
-            raise UserMistake(f"benchmark.{untold[0]}_lrs=[] leaves {untold[0]} without a learning rate.")
+        self.peft_lrs, self.lrs = peft_lrs, {"lora": lora_lrs, "full": full_lrs}
+        for engine in self.engines:
+            for method in self.methods_of(engine):
+                if not self.rates(engine, method):
+                    key = f"{engine}_lrs.{method}" if method else f"{engine}_lrs"
+                    raise UserMistake(f"benchmark.{key} is empty: {engine} needs a learning rate to try.")
         self.device, self.threads = device, threads or usable_threads()
         self.plan = Plan(
             examples=examples,
@@ -116,9 +119,12 @@ class Quality:
         for seed in self.seeds:
             for engine in self.engines:
                 for method in self.methods_of(engine):
-                    for lr in self.lrs.get(engine, [None]):
+                    for lr in self.rates(engine, method):
                         for fold in range(self.plan.folds) if self.plan.folds is not None else [None]:
                             yield Trial(engine, method, lr, seed, fold)
+
+    def rates(self, engine: str, method: str | None) -> Sequence[float | None]:
+        return self.peft_lrs.get(str(method), []) if engine == "peft" else self.lrs.get(engine, [None])
 
     def methods_of(self, engine: str) -> list[str] | list[None]:
         if engine not in PROMPTS:
