@@ -109,7 +109,9 @@ def _attend(
     """(1, heads, S + N, D) to (1, S + N, heads, D)."""
     pack, attention = _current.get().pack, ALL_ATTENTION_FUNCTIONS[_current.get().attention]
     front, before = pack.shared, pack.before
-    seen_keys, seen_values = key[:, :, :front], value[:, :, :front]  # (1, K, S, D)
+    # split, not sliced: what flows back is then put together, not added up from tensors full of zeros
+    parts = [each.split([front, each.shape[2] - front], dim=2) for each in (query, key, value)]
+    (lead_query, seen_keys, seen_values), (query, key, value) = zip(*parts, strict=True)  # of S, of N
     if pack.prefix is not None:
         layer: int = module.layer_idx  # type: ignore[assignment]
         seen_keys = torch.cat([pack.prefix.keys[layer][None].to(key.dtype), seen_keys], dim=2)
@@ -117,9 +119,9 @@ def _attend(
     every_row = (pack.rows, -1, -1, -1)
     outcome, _ = attention(
         module,
-        pack.as_rows(query[:, :, front:]),
-        torch.cat([seen_keys.expand(every_row), pack.as_rows(key[:, :, front:])], dim=2),
-        torch.cat([seen_values.expand(every_row), pack.as_rows(value[:, :, front:])], dim=2),
+        pack.as_rows(query),
+        torch.cat([seen_keys.expand(every_row), pack.as_rows(key)], dim=2),
+        torch.cat([seen_values.expand(every_row), pack.as_rows(value)], dim=2),
         mask[:, :, pack.seen_by_all :],
         **options,
     )
@@ -128,7 +130,7 @@ def _attend(
         return text, None
     lead, _ = attention(
         module,
-        query[:, :, :front],
+        lead_query,
         seen_keys,
         seen_values,
         mask[:, :, before : pack.seen_by_all, : pack.seen_by_all],
