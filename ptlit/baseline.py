@@ -25,20 +25,20 @@ def majority(data: ClassificationData) -> dict[str, dict[str, float]]:
     """Always the most frequent class of the training rows; and, where rows have topics, the topic's most
     frequent.
     """
-    overall = Counter(row["label"] for row in data.rows["train"])
-    most_frequent = overall.most_common(1)[0][0]
-    answers = {"majority": [most_frequent for _ in data.rows["test"]]}
+    labels = {split: list(data.encoded[split].label) for split in ("train", "test")}
+    most_frequent = Counter(labels["train"]).most_common(1)[0][0]
+    answers = {"majority": [most_frequent] * len(labels["test"])}
     by_group: dict[str | None, Counter[int]] = defaultdict(Counter)
-    for row in data.rows["train"]:
-        by_group[row["group"]][row["label"]] += 1
+    for group, label in zip(data.groups("train"), labels["train"], strict=False):
+        by_group[group][label] += 1
     if len(by_group) > 1:
         usual = {group: counts.most_common(1)[0][0] for group, counts in by_group.items()}
-        answers["topic_majority"] = [usual.get(row["group"], most_frequent) for row in data.rows["test"]]
+        answers["topic_majority"] = [usual.get(group, most_frequent) for group in data.groups("test")]
     return {name: _judge(torch.tensor(given), data) for name, given in answers.items()}
 
 
 def _judge(answers: Tensor, data: ClassificationData) -> dict[str, float]:
     metrics = LabelMetrics(data.label_words.names).scalars
-    metrics.update(answers, torch.tensor([row["label"] for row in data.rows["test"]]))
+    metrics.update(answers, torch.tensor(data.encoded["test"].label))
     measured = metrics.compute()
     return {name: float(measured[name]) for name in ("accuracy", "macro_f1")}

@@ -79,8 +79,8 @@ def chosen(data: TextData[Any], split: str, count: int) -> list[IndexedRow]:
     """The first rows; the last of them makes room for one that was cut, if there is no other among them."""
     rows, cut = data.encoded[split], data.cut[split]
     shown = rows[:count]
-    if shown and not any(row["row"] in cut for row in shown):
-        shown = [*shown[:-1], next((row for row in rows if row["row"] in cut), shown[-1])]
+    if shown and any(cut) and not any(cut[row["row"]] for row in shown):
+        shown = [*shown[:-1], next(row for row in rows if cut[row["row"]])]
     return shown
 
 
@@ -89,7 +89,7 @@ def as_read(data: TextData[Any], split: str, row: IndexedRow, in_front: int = 0)
     text = Text(f"‹{in_front} virtual tokens›" if in_front else "", VIRTUAL)
     pairs = zip(row["input_ids"], row["labels"], strict=True)
     kinds = groupby(pairs, key=lambda pair: (pair[0] < 0, pair[1] != NOT_LEARNED))
-    cut = row["row"] in data.cut[split]
+    cut = data.cut[split][row["row"]]
     if cut and not isinstance(data, ClassificationData):
         text.append("✂ oldest turns\n", CUT)
     for (virtual, learned), group in kinds:

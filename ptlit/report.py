@@ -34,7 +34,7 @@ def write_report(
     probabilities (C,) of each row.
     """
     counts = {"rows": len(data.encoded[split]), "skipped": data.skipped.get(split, 0)}
-    counts["truncated"] = len(data.cut[split])
+    counts["truncated"] = sum(data.cut[split])
     found = {
         name.removeprefix("test/"): value for name, value in measured.items() if name.startswith("test/")
     }

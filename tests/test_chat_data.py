@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 from chats import LLAMA3, QWEN3, SMOLLM2, TEMPLATES, chat_tokenizer, dialogue
 
-from ptlit.data import ChatData, ChatTemplate, datamodule
+from ptlit.data import ChatData, ChatTemplate, encoding
 from ptlit.data.dialogues import SPLITS, dialogues
 from ptlit.data.example import NOT_LEARNED
 from ptlit.data.splitting import same_text
@@ -40,10 +40,10 @@ def test_rows_are_tokenised_in_chunks_as_they_are_at_once(tmp_path, monkeypatch)
     whole = data_of(write(tmp_path / "dialogues.jsonl", rows), **options)
     assert (
         whole.skipped["train"]
-        and whole.cut["train"]
+        and any(whole.cut["train"])
         and len(whole.encoded["train"]) > len(whole.rows["train"])
     )
-    monkeypatch.setattr(datamodule, "CHUNK", 7)
+    monkeypatch.setattr(encoding, "CHUNK", 7)
     chunked = data_of(tmp_path / "dialogues.jsonl", **options)
     assert chunked.rows == whole.rows and chunked.summary() == whole.summary()
     assert {split: list(rows) for split, rows in chunked.encoded.items()} == {

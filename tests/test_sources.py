@@ -18,7 +18,14 @@ ROWS = [{"text": "a, b", "label": "x"}, {"text": 'say "hi"\nthere', "label": "y"
 
 
 def rows_of(file, labels=None, on_bad_row="error", encoding=None):
-    return clean_rows(read_table(file, encoding), COLUMNS, labels, on_bad_row)
+    return cleaned(read_table(file, encoding), COLUMNS, labels, on_bad_row)
+
+
+def cleaned(table, columns, labels, on_bad_row):
+    usable = clean_rows(table, columns, labels)
+    rows = list(usable)
+    usable.bad.complain(on_bad_row, any_left=bool(rows))
+    return rows, usable.bad.count
 
 
 def write(folder, suffix):
@@ -151,7 +158,7 @@ def test_a_folder_of_splits(tmp_path):
     for name in ("train.csv", "dev.csv", "test.csv", "notes.csv"):
         (tmp_path / name).write_text(f"text,label\n{name},x\n")
     tables = read_splits(str(tmp_path))
-    assert {split: table.records[0][1]["text"] for split, table in tables.items()} == {
+    assert {split: next(iter(table.records))[1]["text"] for split, table in tables.items()} == {
         "train": "train.csv",
         "val": "dev.csv",
         "test": "test.csv",
@@ -241,7 +248,7 @@ def test_raft_comes_out_of_the_files_that_the_hub_made_of_it(tmp_path, monkeypat
     assert list(tables) == ["train"]
     columns = Columns("Tweet text", "Label")
     with pytest.raises(UserMistake, match="1 bad row: row 3: no label"):
-        clean_rows(tables["train"], columns, None, "error")
-    rows, skipped = clean_rows(tables["train"], columns, None, "skip")
+        cleaned(tables["train"], columns, None, "error")
+    rows, skipped = cleaned(tables["train"], columns, None, "skip")
     assert [row["label"] for row in rows] == ["no complaint", "complaint"] and skipped == 1
     assert {row["text"] for row in rows} == {"twitter_complaints train"}

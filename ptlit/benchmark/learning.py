@@ -9,6 +9,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import numpy
 import torch
 from torch.utils.data import DataLoader
 
@@ -20,7 +21,7 @@ from ptlit.benchmark.trial import Plan, Recipe, Trial
 from ptlit.data import Batch, TextData
 from ptlit.data.collate import Collate, IndexedRow
 from ptlit.data.sampler import Batches
-from ptlit.data.splitting import fold_by_content
+from ptlit.data.splitting import Traits, fold_by_content, key_of
 from ptlit.lm import FrozenLM
 
 Point = dict[str, Any]  # of a curve
@@ -151,11 +152,9 @@ def splits(
     if plan.folds is None or trial.fold is None:
         return data.encoded["train"], data.encoded["val"], data.encoded["test"]
     rows = data.encoded["train"]
-    texts = [str(row["input_ids"]) for row in rows]
-    places = range(len(rows))
-    others, here = fold_by_content(
-        places, plan.folds, trial.fold, seed, texts.__getitem__, lambda place: str(rows[place]["label"])
-    )
+    keys = numpy.array([key_of(str(row["input_ids"]), seed) for row in rows], numpy.uint64)
+    labels, strata = numpy.unique([row["label"] for row in rows], return_inverse=True)
+    others, here = fold_by_content(Traits(keys, strata, tuple(map(str, labels))), plan.folds, trial.fold)
     return [rows[place] for place in others], [], [rows[place] for place in here]
 
 

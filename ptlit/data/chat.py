@@ -1,7 +1,7 @@
 """Dialogues in which the assistant's replies are learned."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypedDict
@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from ptlit.data import chat_template
 from ptlit.data.chat_formats import FORMATS, BadDialogue, Format, read_dialogue, recognised
 from ptlit.data.chat_template import SAMPLE, ChatTemplate, Lesson, is_file_name
-from ptlit.data.datamodule import Encoded, OnBadRow, TextData
+from ptlit.data.datamodule import OnBadRow, TextData
 from ptlit.data.dialogues import Message
 from ptlit.data.example import NOT_LEARNED, EncodedRow, encode_all, token_ids
 from ptlit.data.formats import Table
-from ptlit.data.rows import complain, usable_rows
+from ptlit.data.rows import UsableRows
+from ptlit.data.source_rows import SourceRows
 from ptlit.data.sources import BUNDLED_DIALOGUES, check_source
 from ptlit.data.token_cache import Tokens
 from ptlit.mistake import UserMistake
@@ -25,8 +26,7 @@ Learn = Literal["all_replies", "last_reply"]
 
 class Dialogue(TypedDict):
     messages: list[Message]
-    source: str  # the file, as the user named it
-    place: str  # in that file
+    place: str  # in its file
 
 
 class ChatData(TextData[Dialogue]):
@@ -108,19 +108,16 @@ class ChatData(TextData[Dialogue]):
         replies = sum(self._counts(split)["replies"] for split in self.rows)
         return f"{replies:,} replies to learn or to judge"
 
-    def _cleaned(self, tables: dict[str, Table]) -> tuple[dict[str, list[Dialogue]], dict[str, int]]:
+    def _cleaned(self, tables: dict[str, Table]) -> dict[str, SourceRows[Dialogue]]:
         self.template = ChatTemplate(self.tokenizer, self.chat_template, self.template_options)
-        splits: dict[str, list[Dialogue]] = {}
-        skipped: dict[str, int] = {}
-        for split, table in tables.items():
-            splits[split], skipped[split] = self._dialogues(table)
+        splits = {split: self._dialogues(split, table) for split, table in tables.items()}
         if self.path == BUNDLED_DIALOGUES:
             self.notes.append(
                 "most dialogues of several turns are synthetic: single questions on one topic, joined"
             )
-        return splits, skipped
+        return splits
 
-    def _dialogues(self, table: Table) -> tuple[list[Dialogue], int]:
+    def _dialogues(self, split: str, table: Table) -> SourceRows[Dialogue]:
         kind = self.format or _format(table)
         if kind is None:
             known = "; ".join(f"{name}: {', '.join(form.columns)}" for name, form in FORMATS.items())
@@ -139,15 +136,15 @@ class ChatData(TextData[Dialogue]):
             if messages[-1]["role"] == "user":
                 unanswered += 1
                 messages = messages[:-1]
-            return Dialogue(messages=messages, source=table.name, place=place)
+            return Dialogue(messages=messages, place=place)
 
-        found = usable_rows(table, dialogue, self.on_bad_row)
+        found = self._put_on_disk(split, UsableRows(table, dialogue))
         if unanswered:
             ends = "1 dialogue ends" if unanswered == 1 else f"{unanswered:,} dialogues end"
             self.notes.append(f"{table.name}: {ends} in a question without a reply, which is left out")
         return found
 
-    def _prepare(self, train: Sequence[Dialogue]) -> None:
+    def _prepare(self, strata: Collection[str]) -> None:
         """Nothing: a dialogue stands for itself."""
 
     @property
@@ -159,14 +156,9 @@ class ChatData(TextData[Dialogue]):
     def _content(self, row: Dialogue) -> object:
         return row["messages"]
 
-    def _encode(self, rows: Sequence[Dialogue]) -> Encoded:
-        found = super()._encode(rows)
-        for source in dict.fromkeys(rows[i]["source"] for i in found.bad):
-            said = [
-                f"{rows[i]['place']}: {why}" for i, why in found.bad.items() if rows[i]["source"] == source
-            ]
-            complain(source, said, self.on_bad_row, any_left=bool(found.rows))
-        return found
+    @property
+    def _shown(self) -> Callable[[Dialogue], Dialogue]:
+        return as_shown
 
     def _tokens(self, rows: Sequence[Dialogue]) -> Tokens:
         bad: dict[int, str] = {}
@@ -203,7 +195,8 @@ class ChatData(TextData[Dialogue]):
             if all(label == NOT_LEARNED for label in tokens["labels"]):
                 bad[i] = "the reply has no token for this LM, so there is nothing to learn"
         good = sorted((each for each in done if each[0] not in bad), key=lambda each: each[0])
-        return Tokens([tokens for _, tokens in good], [i for i, _ in good], cut, sorted(bad.items()))
+        reasons = [(i, f"{rows[i]['place']}: {why}") for i, why in sorted(bad.items())]
+        return Tokens([tokens for _, tokens in good], [i for i, _ in good], cut, reasons)
 
     def _learned(self, messages: Sequence[Message]) -> list[int]:
         replies = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
@@ -230,6 +223,10 @@ class ChatData(TextData[Dialogue]):
 
     def _counts(self, split: str) -> dict[str, int]:
         return {"replies": sum(len(_starts_of_replies(row["labels"])) for row in self.encoded[split])}
+
+
+def as_shown(row: Dialogue) -> Dialogue:
+    return row
 
 
 def without_oldest_turn(messages: Sequence[Message]) -> list[Message] | None:

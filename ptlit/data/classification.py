@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, TypedDict
@@ -14,7 +15,8 @@ from ptlit.data.datamodule import OnBadRow, TextData
 from ptlit.data.example import Example, encode_all
 from ptlit.data.formats import Table, read_table
 from ptlit.data.label_words import LabelWords
-from ptlit.data.rows import Columns, SourceRow, clean_rows
+from ptlit.data.rows import Columns, SourceRow, UsableRows, clean_rows
+from ptlit.data.source_rows import SourceRows
 from ptlit.data.sources import BUNDLED_TWEETS, check_source
 from ptlit.data.templates import Template, content_free
 from ptlit.data.token_cache import Tokens
@@ -118,13 +120,10 @@ class ClassificationData(TextData[SourceRow]):
     def setup_file(self, file: Path) -> None:
         """Instead of `setup`: one file alone, as the test split. The labels must be declared."""
         assert self.declared is not None
-        names, table = tuple(self.declared), read_table(file, self.encoding)
-        rows, skipped = clean_rows(table, self.columns, names, self.on_bad_row, self.template.fields)
-        self.template.check_fields({field for row in rows for field in row["fields"]})
-        self._prepare(rows)
-        found = self._encode(rows)
-        self.rows["test"], self.encoded["test"] = found.rows, found.tokens
-        self.skipped["test"], self.cut["test"] = skipped, found.cut
+        rows, offered = self._read("test", read_table(file, self.encoding), self.columns, self.declared)
+        self.template.check_fields(offered)
+        self._prepare(self.declared)
+        self.rows["test"] = self._in_tokens("test", rows).shown(self._shown)
 
     @property
     def instruction(self) -> str:
@@ -150,21 +149,41 @@ class ClassificationData(TextData[SourceRow]):
     def _label_column(self) -> str | None:
         return self.columns.label
 
-    def _cleaned(self, tables: dict[str, Table]) -> tuple[dict[str, list[SourceRow]], dict[str, int]]:
+    def _cleaned(self, tables: dict[str, Table]) -> dict[str, SourceRows[SourceRow]]:
         columns = Columns("text", "label") if self.path == BUNDLED_TWEETS else self.columns
-        labels = list(self.declared) if self.declared else None
-        splits: dict[str, list[SourceRow]] = {}
-        skipped: dict[str, int] = {}
+        labels: Collection[str] | None = self.declared
+        splits: dict[str, SourceRows[SourceRow]] = {}
+        offered: dict[str, set[str]] = {}
         for split, table in tables.items():  # the training rows come first and tell the labels
-            splits[split], skipped[split] = clean_rows(
-                table, columns, labels, self.on_bad_row, self.template.fields
-            )
-            labels = labels or sorted({row["label"] for row in splits[split]})
-        self.template.check_fields({field for row in splits["train"] for field in row["fields"]})
-        return splits, skipped
+            splits[split], offered[split] = self._read(split, table, columns, labels)
+            labels = labels or sorted(splits[split].traits.counts())
+        self.template.check_fields(offered["train"])
+        return splits
 
-    def _prepare(self, train: Sequence[SourceRow]) -> None:
-        names = tuple(self.declared or sorted({row["label"] for row in train}))
+    def groups(self, split: str) -> list[str | None]:
+        """Of each row, where rows have one."""
+        return [row["group"] for row in self.rows[split]] if self.path == BUNDLED_TWEETS else []
+
+    def _read(
+        self, split: str, table: Table, columns: Columns, labels: Collection[str] | None
+    ) -> tuple[SourceRows[SourceRow], set[str]]:
+        """The rows, with those of their other columns that matter; and all that hold anything."""
+        usable = clean_rows(table, columns, labels, self.template.fields)
+        matter = {*self.template.fields, *(("topic",) if self.path == BUNDLED_TWEETS else ())}
+        offered: set[str] = set()
+
+        def slim(record: dict[str, object], place: str) -> SourceRow | str:
+            row = usable.row_of(record, place)
+            if isinstance(row, str):
+                return row
+            offered.update(row["fields"])
+            fields = {name: value for name, value in row["fields"].items() if name in matter}
+            return SourceRow(text=row["text"], label=row["label"], fields=fields)
+
+        return self._put_on_disk(split, UsableRows(table, slim)), offered
+
+    def _prepare(self, strata: Collection[str]) -> None:
+        names = tuple(self.declared or sorted(strata))
         if len(names) < 2:
             raise UserMistake(f"{self.path}: every row has the label {names[0]!r}; two are needed at least.")
         self._check_class_weights(names)
@@ -195,19 +214,24 @@ class ClassificationData(TextData[SourceRow]):
             for row, label in zip(rows, labels, strict=True)
         ]
 
-    def _kept(self, row: SourceRow) -> Row:
-        group = row["fields"].get("topic") if self.path == BUNDLED_TWEETS else None
-        return Row(text=row["text"], label=self.label_words.names.index(row["label"]), group=group)
+    @property
+    def _shown(self) -> Callable[[SourceRow], Row]:
+        return partial(as_shown, self.label_words.names, self.path == BUNDLED_TWEETS)
 
-    def _text(self, row: SourceRow | Row) -> str:
+    def _text(self, row: SourceRow) -> str:
         return row["text"]
 
     def _stratum(self, row: SourceRow) -> str:
         return row["label"]
 
     def _counts(self, split: str) -> dict[str, int]:
-        counts = Counter(row["label"] for row in self.rows[split])
+        counts = Counter(self.encoded[split].label)
         return {name: counts[i] for i, name in enumerate(self.label_words.names)}
+
+
+def as_shown(names: Sequence[str], has_topic: bool, row: SourceRow) -> Row:
+    group = row["fields"].get("topic") if has_topic else None
+    return Row(text=row["text"], label=names.index(row["label"]), group=group)
 
 
 def listening(

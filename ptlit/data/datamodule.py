@@ -5,45 +5,32 @@ batching and counting are the same for all.
 """
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Collection, Sequence
 from statistics import median
 from types import ModuleType
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 import lightning
-from tqdm import tqdm
+import numpy
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ptlit.data.collate import Collate
+from ptlit.data.encoding import encode_rows
 from ptlit.data.formats import Table
 from ptlit.data.label_words import LabelWords
 from ptlit.data.loader import ResumableLoader
+from ptlit.data.rows import UsableRows
 from ptlit.data.sampler import Batches
+from ptlit.data.source_rows import ShownRows, SourceRows, put_on_disk
 from ptlit.data.sources import read_splits
-from ptlit.data.splitting import few_of_each, fold_by_content, limited, same_text, split_by_content
+from ptlit.data.splitting import few_of_each, fold_by_content, limited, split_by_content
 from ptlit.data.token_cache import TokenCache, Tokens
 from ptlit.data.token_rows import TokenRows
 from ptlit.mistake import UserMistake
 
 R = TypeVar("R")  # a row as it was read
 OnBadRow = Literal["error", "skip"]
-
-
-CHUNK = 4096  # rows that are tokenised together
-MANY = 20_000  # rows, from which on one wants to see how far it is
-
-
-@dataclass
-class Encoded:
-    """One split in tokens; `IndexedRow.row` points into `rows`."""
-
-    rows: list[Any] = field(default_factory=list)
-    tokens: TokenRows = field(default_factory=TokenRows)
-    cut: set[int] = field(default_factory=set)  # those of `rows` that were too long
-    bad: dict[int, str] = field(default_factory=dict)  # those of the source that turned out bad only now
 
 
 class SplitSummary(TypedDict):
@@ -126,10 +113,11 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         self.on_bad_row: OnBadRow = on_bad_row
         self.num_workers = _at_least(0, "num_workers", num_workers)
         self.seed = seed
-        self.rows: dict[str, list[Any]] = {}  # as a person would look at them
+        self.rows: dict[str, ShownRows] = {}  # as a person would look at them
         self.encoded: dict[str, TokenRows] = {}
         self.skipped: dict[str, int] = {}
-        self.cut: dict[str, set[int]] = {}
+        self.cut: dict[str, bytearray] = {}  # of each of `rows`, whether it was too long
+        self.also_in_train: dict[str, int] = {}
         self.notes: list[str] = []
 
     @property
@@ -148,12 +136,12 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         return None
 
     @abstractmethod
-    def _cleaned(self, tables: dict[str, Table]) -> tuple[dict[str, list[R]], dict[str, int]]:
-        """The usable rows of each split, train first, and how many were skipped."""
+    def _cleaned(self, tables: dict[str, Table]) -> dict[str, SourceRows[R]]:
+        """The usable rows of each split, train first."""
 
     @abstractmethod
-    def _prepare(self, train: Sequence[R]) -> None:
-        """Whatever the training rows decide for all rows."""
+    def _prepare(self, strata: Collection[str]) -> None:
+        """Whatever the training rows, which are of these, decide for all rows."""
 
     @property
     @abstractmethod
@@ -167,12 +155,13 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         """What of a row becomes tokens."""
         return row
 
-    def _kept(self, row: R) -> Any:
-        """What of a row is still wanted when it has become tokens."""
-        return row
+    @property
+    @abstractmethod
+    def _shown(self) -> Callable[[R], Any]:
+        """What a person would look at of a row. It has to pickle."""
 
     @abstractmethod
-    def _text(self, row: Any) -> str:
+    def _text(self, row: R) -> str:
         """What makes two rows copies of each other."""
 
     @abstractmethod
@@ -194,53 +183,53 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
             encoding=self.encoding,
         )
         order = sorted(tables, key=("train", "val", "test").index)
-        splits, skipped = self._cleaned({split: tables[split] for split in order})
-        tables.clear()  # a large file would stand in memory twice
+        splits = self._cleaned({split: tables[split] for split in order})
         notes = self._set_aside(splits)
-        self._prepare(splits["train"])
+        self._prepare(splits["train"].traits.counts().keys())
         if self.few_shot is not None:
             notes += self._keep_few(splits, self.few_shot)
-        found = {
-            split: self._encode(limited(rows, self.limits[split], self.seed, self._stratum))
+        kept = {
+            split: self._in_tokens(split, rows.at(limited(rows.traits, self.limits[split], self.seed)))
             for split, rows in splits.items()
         }
-        self.encoded = {split: each.tokens for split, each in found.items()}
-        self.cut = {split: each.cut for split, each in found.items()}
-        self.skipped = {split: skipped.get(split, 0) + len(each.bad) for split, each in found.items()}
+        in_train = kept["train"].traits.keys
+        self.also_in_train = {
+            split: 0 if split == "train" else int(numpy.isin(rows.traits.keys, in_train).sum())
+            for split, rows in kept.items()
+        }
         self.notes += notes
-        self.rows = {split: each.rows for split, each in found.items()}
+        self.rows = {split: rows.shown(self._shown) for split, rows in kept.items()}
 
-    def _encode(self, rows: Sequence[R]) -> Encoded:
-        """Rows that turn out bad leave no gap."""
+    def _put_on_disk(self, split: str, usable: UsableRows[R]) -> SourceRows[R]:
+        rows = put_on_disk(usable.table.name, usable, self.seed, self._text, self._stratum)
+        usable.bad.complain(self.on_bad_row, any_left=len(rows) > 0)
+        self.skipped[split] = usable.bad.count
+        return rows
+
+    def _in_tokens(self, split: str, rows: SourceRows[R]) -> SourceRows[R]:
+        """Those of the rows that could be made tokens of."""
         cache = TokenCache(self.tokenizer, *self._how)
-        done = Encoded()
-        with tqdm(total=len(rows), desc="Tokenising", unit=" rows", disable=len(rows) < MANY) as bar:
-            for start in range(0, len(rows), CHUNK):
-                here = rows[start : start + CHUNK]
-                found = cache.tokens([self._content(row) for row in here], partial(self._tokens, here))
-                bad = dict(found.bad)
-                good = [place for place in range(len(here)) if place not in bad]
-                place_of = {place: len(done.rows) + i for i, place in enumerate(good)}
-                done.tokens.extend(found.rows, [place_of[place] for place in found.places])
-                done.cut.update(place_of[place] for place in found.cut if place not in bad)
-                done.bad |= {start + place: why for place, why in bad.items()}
-                done.rows += [self._kept(here[place]) for place in good]
-                bar.update(len(here))
-        return done
+        found = encode_rows(rows, self._tokens, self._content, cache)
+        found.bad.complain(self.on_bad_row, any_left=len(found.good) > 0)
+        self.encoded[split], self.cut[split] = found.tokens, found.cut
+        self.skipped[split] = self.skipped.get(split, 0) + found.bad.count
+        return rows.at(found.places)
 
     @property
     def _label_column(self) -> str | None:
         """The column whose indices a hub data set has names for."""
         return None
 
-    def _set_aside(self, splits: dict[str, list[R]]) -> list[str]:
+    def _set_aside(self, splits: dict[str, SourceRows[R]]) -> list[str]:
         """Rows of train become the splits that the source lacks; what to say of it."""
         said = self._test_fold(splits) if self.folds is not None and self.fold is not None else []
         wanted = [split for split in ("val", "test") if split not in splits]
         if not wanted:
             return said
-        splits |= split_by_content(splits["train"], wanted, self.seed, self._text, self._stratum)
-        if empty := [split for split in wanted if not splits[split]]:
+        train = splits["train"]
+        found = split_by_content(train.traits, wanted)
+        splits |= {split: train.at(places) for split, places in found.items()}
+        if empty := [split for split in wanted if not len(splits[split])]:
             each = " of each label" if self._label_column else ""
             raise UserMistake(
                 f"{self.path} has too few rows{each} to set some aside: give data.{empty[0]}_path."
@@ -265,41 +254,40 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
                     f"data.folds={folds} takes val and test out of data.path: leave out data.{key}={file}."
                 )
 
-    def _test_fold(self, splits: dict[str, list[R]]) -> list[str]:
+    def _test_fold(self, splits: dict[str, SourceRows[R]]) -> list[str]:
         assert self.folds is not None and self.fold is not None
         if own := [split for split in ("val", "test") if split in splits]:
             raise UserMistake(
                 f"data.folds={self.folds} takes val and test out of one set of rows, and {self.path} brings"
                 f" its own {' and '.join(own)}: give data.path=<its training file>, or leave out data.folds."
             )
-        splits["train"], splits["test"] = fold_by_content(
-            splits["train"], self.folds, self.fold, self.seed, self._text, self._stratum
-        )
-        if not splits["test"] or not splits["train"]:
+        rows = splits["train"]
+        others, here = fold_by_content(rows.traits, self.folds, self.fold)
+        splits["train"], splits["test"] = rows.at(others), rows.at(here)
+        if not len(here) or not len(others):
             raise UserMistake(f"{self.path} has too few different texts for data.folds={self.folds}.")
         return [f"test: fold {self.fold} of {self.folds} of {self.path}, copies of a text kept together"]
 
-    def _keep_few(self, splits: dict[str, list[R]], count: int) -> list[str]:
-        offered = len(splits["train"])
-        splits["train"] = few_of_each(splits["train"], count, self.seed, self._stratum)
-        kept = Counter(map(self._stratum, splits["train"]))
+    def _keep_few(self, splits: dict[str, SourceRows[R]], count: int) -> list[str]:
+        train = splits["train"]
+        splits["train"] = train.at(few_of_each(train.traits, count, self.seed))
+        kept = splits["train"].traits.counts()
         short = [f"{name} {rows:,}" for name, rows in sorted(kept.items()) if rows < count]
         lack = f"; fewer of {', '.join(short)}, which is all there are" if short else ""
-        return [f"train: {count:,} rows of each label out of {offered:,}{lack}"]
+        return [f"train: {count:,} rows of each label out of {len(train):,}{lack}"]
 
     def summary(self) -> Summary:
-        in_train = {same_text(self._text(row)) for row in self.rows["train"]}
-        splits = {}
-        for split, rows in self.rows.items():
-            copies = 0 if split == "train" else sum(same_text(self._text(row)) in in_train for row in rows)
-            splits[split] = SplitSummary(
+        splits = {
+            split: SplitSummary(
                 rows=len(rows),
                 counts=self._counts(split),
                 skipped=self.skipped[split],
-                truncated=len(self.cut[split]),
-                median_tokens=median(self.encoded[split].lengths),
-                also_in_train=copies,
+                truncated=sum(self.cut[split]),
+                median_tokens=median(self._lengths(split).tolist()),
+                also_in_train=self.also_in_train[split],
             )
+            for split, rows in self.rows.items()
+        }
         return Summary(splits=splits, notes=list(self.notes))
 
     def train_dataloader(self) -> ResumableLoader:
@@ -326,7 +314,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
     def _in_order(self, split: str) -> Batches:
         return Batches(self._lengths(split), self.eval_batch_size, shuffle=False)
 
-    def _lengths(self, split: str) -> list[int]:
+    def _lengths(self, split: str) -> NDArray[numpy.int32]:
         return self.encoded[split].lengths
 
     def _loader(self, split: str, batches: Batches) -> ResumableLoader:

@@ -10,7 +10,8 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow
@@ -27,6 +28,16 @@ codecs.register_error("ptlit.mark", lambda error: (UNDECODABLE, error.end))  # t
 
 
 @dataclass(frozen=True)
+class Records(Iterable[tuple[int, Record]]):
+    """Numbered, read as they are asked for, and each time from the first one on."""
+
+    begin: Callable[[], Iterator[tuple[int, Record]]]
+
+    def __iter__(self) -> Iterator[tuple[int, Record]]:
+        return self.begin()
+
+
+@dataclass(frozen=True)
 class Table:
     name: str  # the file or data set, as the user named it
     unit: str  # "line" or "row"
@@ -35,15 +46,14 @@ class Table:
 
 
 def read_table(file: Path, encoding: str | None = None) -> Table:
+    """Its records are read as they are asked for; there are some."""
     table = stream_table(file, encoding)
-    records = list(table.records)
-    if not records:
+    if next(iter(table.records), None) is None:
         raise UserMistake(f"{file} is empty: it holds no row.")
-    return replace(table, records=records)
+    return table
 
 
 def stream_table(file: Path, encoding: str | None = None) -> Table:
-    """Its records are read as they are asked for, and can be gone through once."""
     if not file.is_file():
         raise UserMistake(f"There is no file {file}.")
     reader = READERS.get(file.suffix.lower())
@@ -63,8 +73,7 @@ def _lines(file: Path, encoding: str, newline: str) -> Iterator[str]:
 
 
 def _csv(file: Path, encoding: str) -> Table:
-    rows = _csv_rows(_lines(file, encoding, newline=""), "\t" if file.suffix.lower() == ".tsv" else ",")
-    first = next(rows, None)
+    first = next(_csv_rows(file, encoding), None)
     if first is None:
         raise UserMistake(f"{file} is empty: it holds no row.")
     _, header = first
@@ -73,12 +82,18 @@ def _csv(file: Path, encoding: str) -> Table:
     columns = tuple(name.strip() for name in header)
     if repeated := {name for name in columns if name and columns.count(name) > 1}:
         raise UserMistake(f"{file}, line 1: the column {min(repeated)!r} stands there more than once.")
-    records = ((line, _csv_record(row, columns)) for line, row in rows)
-    return Table(str(file), "line", records, columns)
+
+    def records() -> Iterator[tuple[int, Record]]:
+        rows = islice(_csv_rows(file, encoding), 1, None)
+        return ((line, _csv_record(row, columns)) for line, row in rows)
+
+    return Table(str(file), "line", Records(records), columns)
 
 
-def _csv_rows(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
+def _csv_rows(file: Path, encoding: str) -> Iterator[tuple[int, list[str] | str]]:
     """A broken row ends with its line: a quote left open does not swallow the rest of the file."""
+    lines = _lines(file, encoding, newline="")
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
     number = 1  # of the line on which a row begins
     taken: list[str] = []  # the lines of that row
     again: deque[str] = deque()  # lines that a broken row had swallowed
@@ -112,8 +127,11 @@ def _csv_record(row: list[str] | str, columns: tuple[str, ...]) -> Record:
 
 
 def _jsonl(file: Path, encoding: str) -> Table:
-    lines = enumerate(_lines(file, encoding, newline="\n"), start=1)
-    return Table(str(file), "line", ((i, _json_record(line)) for i, line in lines if line.strip()))
+    def records() -> Iterator[tuple[int, Record]]:
+        lines = enumerate(_lines(file, encoding, newline="\n"), start=1)
+        return ((i, _json_record(line)) for i, line in lines if line.strip())
+
+    return Table(str(file), "line", Records(records))
 
 
 def _json_record(line: str) -> Record:
@@ -151,7 +169,7 @@ def _parquet(file: Path, encoding: str) -> Table:
         columns = tuple(pyarrow.parquet.read_schema(file).names)
     if repeated := {name for name in columns if columns.count(name) > 1}:
         raise UserMistake(f"{file}: the column {min(repeated)!r} stands there more than once.")
-    return Table(str(file), "row", enumerate(_parquet_records(file), start=1), columns)
+    return Table(str(file), "row", Records(lambda: enumerate(_parquet_records(file), start=1)), columns)
 
 
 def _parquet_records(file: Path) -> Iterator[Record]:

@@ -1,6 +1,6 @@
 """Records to rows: one that cannot be used is reported with its file and line, or counted and left out."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypedDict, TypeVar
@@ -24,50 +24,74 @@ class Columns:
     label: str | None  # None: rows to be answered, whatever else stands in them
 
 
+class BadRows:
+    """Of one source: how many there are, and what is wrong with the first of them."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.count = 0
+        self.first: list[str] = []
+
+    def add(self, reason: str) -> None:
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(reason)
+
+    def complain(self, on_bad_row: str, any_left: bool) -> None:
+        """Unless they are to be skipped and others are left."""
+        if self.count and (on_bad_row == "error" or not any_left):
+            more = self.count - len(self.first)
+            shown = "; ".join(self.first) + (f"; and {more} more" if more else "")
+            remedy = "Mend them or set data.on_bad_row=skip" if any_left else "No row is left"
+            count = "1 bad row" if self.count == 1 else f"{self.count} bad rows"
+            raise UserMistake(f"{self.source} has {count}: {shown}. {remedy}.")
+
+
+class UsableRows(Iterable[R]):
+    """What `row_of(record, place)` makes of each record of a table, as they are asked for; a string says why
+    it can make nothing of it. Once all have been asked for, `bad` is complete.
+    """
+
+    def __init__(self, table: Table, row_of: Callable[[dict[str, object], str], R | str]) -> None:
+        self.table = table
+        self.row_of = row_of
+        self.bad = BadRows(table.name)
+
+    def __iter__(self) -> Iterator[R]:
+        for number, record in self.table.records:
+            place = f"{self.table.unit} {number}"
+            row = record if isinstance(record, str) else self.row_of(record, place)
+            if isinstance(row, str):
+                self.bad.add(f"{place}: {row}")
+            else:
+                yield row
+
+
 def clean_rows(
     table: Table,
     columns: Columns,
     labels: Collection[str] | None,
-    on_bad_row: str,
     needed: Collection[str] = (),
-) -> tuple[list[SourceRow], int]:
-    """The usable rows and how many were skipped; `labels` are the ones allowed, None allows any.
-
-    Each row must have the columns `needed`, as far as any row has them.
+) -> UsableRows[SourceRow]:
+    """`labels` are the ones allowed, None allows any. Each row must have the columns `needed`, as far as any
+    row has them.
     """
-    offered = {name for _, record in table.records if isinstance(record, dict) for name in record}
-    needed = [name for name in needed if name in offered - {"text", columns.text, columns.label}]
+    needed = [name for name in needed if name not in ("text", columns.text, columns.label)]
+    if needed:
+        offered = _columns(table)
+        needed = [name for name in needed if name in offered]
     if table.columns is not None:
         for key, name in (("text_column", columns.text), ("label_column", columns.label)):
             if name is not None and name not in table.columns:
                 raise UserMistake(f"{table.name} {missing(name, table.columns)}; set data.{key}.")
-    return usable_rows(table, lambda record, place: clean_row(record, columns, labels, needed), on_bad_row)
+    return UsableRows(table, lambda record, place: clean_row(record, columns, labels, needed))
 
 
-def usable_rows(
-    table: Table, row_of: Callable[[dict[str, object], str], R | str], on_bad_row: str
-) -> tuple[list[R], int]:
-    """What `row_of(record, place)` makes of each record; a string says why it can make nothing of it."""
-    rows: list[R] = []
-    bad: list[str] = []
-    for number, record in table.records:
-        place = f"{table.unit} {number}"
-        row = record if isinstance(record, str) else row_of(record, place)
-        if isinstance(row, str):
-            bad.append(f"{place}: {row}")
-        else:
-            rows.append(row)
-    complain(table.name, bad, on_bad_row, any_left=bool(rows))
-    return rows, len(bad)
-
-
-def complain(source: str, bad: Sequence[str], on_bad_row: str, any_left: bool) -> None:
-    """About bad rows, unless they are to be skipped and others are left."""
-    if bad and (on_bad_row == "error" or not any_left):
-        shown = "; ".join(bad[:SHOWN]) + (f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
-        remedy = "Mend them or set data.on_bad_row=skip" if any_left else "No row is left"
-        count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
-        raise UserMistake(f"{source} has {count}: {shown}. {remedy}.")
+def _columns(table: Table) -> Collection[str]:
+    """Where the format does not declare them, all rows have to be looked at."""
+    if table.columns is not None:
+        return table.columns
+    return {name for _, record in table.records if isinstance(record, dict) for name in record}
 
 
 def clean_row(

@@ -1,12 +1,13 @@
 """Where rows come from: a bundled set, a file, a folder of files, or a data set on the hub."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import constants
 
 from ptlit.data import dialogues, tweets
-from ptlit.data.formats import READERS, Record, Table, read_table
+from ptlit.data.formats import READERS, Record, Records, Table, read_table
 from ptlit.hub import hub_is_reachable
 from ptlit.mistake import UserMistake
 
@@ -64,7 +65,7 @@ def _is_file_name(name: str, key: str) -> bool:
 
 def _bundled(name: str, split: str, subset: str | None) -> Table:
     rows = tweets.tweets(split, subset) if name == BUNDLED_TWEETS else dialogues.dialogues(split)
-    records: list[tuple[int, Record]] = [(i, dict(row)) for i, row in enumerate(rows, start=1)]
+    records = Records(lambda: ((i, dict(row)) for i, row in enumerate(rows, start=1)))
     return Table(f"{name} {split}", "row", records, tuple(rows[0]))
 
 
@@ -125,13 +126,19 @@ def _hub_table(title: str, rows: "Dataset", label_column: str | None) -> Table |
     """Label indices become their names; None for a split whose labels are kept secret."""
     from datasets import ClassLabel
 
-    records: list[dict[str, object]] = [dict(row) for row in rows]
     feature = rows.features.get(label_column)
-    if label_column is not None and isinstance(feature, ClassLabel):
-        for record in records:
-            index = record[label_column]
-            name = feature.names[index] if isinstance(index, int) and index >= 0 else UNLABELED
-            record[label_column] = None if name.casefold() == UNLABELED else name
-        if all(record[label_column] is None for record in records):
-            return None
-    return Table(title, "row", [*enumerate(records, start=1)], tuple(rows.column_names))
+    if label_column is None or not isinstance(feature, ClassLabel):
+        plain = Records(lambda: ((i, dict(row)) for i, row in enumerate(rows, start=1)))
+        return Table(title, "row", plain, tuple(rows.column_names))
+
+    def name_of(index: object) -> str | None:
+        name = feature.names[index] if isinstance(index, int) and index >= 0 else UNLABELED
+        return None if name.casefold() == UNLABELED else name
+
+    def named() -> Iterator[tuple[int, Record]]:
+        for i, row in enumerate(rows, start=1):
+            yield i, {**row, label_column: name_of(row[label_column])}
+
+    if all(name_of(row[label_column]) is None for row in rows.select_columns(label_column)):
+        return None
+    return Table(title, "row", Records(named), tuple(rows.column_names))

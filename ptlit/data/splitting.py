@@ -1,14 +1,21 @@
-"""Rows set aside and rows left out: both stratified, both the same for the same seed."""
+"""Rows set aside and rows left out: both stratified, both the same for the same seed.
+
+Of each row only two numbers are asked for, so that it does not matter how many there are.
+"""
 
 import hashlib
 import random
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-R = TypeVar("R")
+import numpy
+from numpy.typing import NDArray
+
 HELD_OUT = 0.1  # of each stratum (a label), for val and for test
+
+Places = NDArray[numpy.integer]
 
 
 def same_text(text: str) -> str:
@@ -16,85 +23,90 @@ def same_text(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold())) or text
 
 
-def split_by_content(
-    rows: Sequence[R],
-    wanted: Sequence[str],
-    seed: int,
-    text: Callable[[R], str],
-    stratum: Callable[[R], str],
-) -> dict[str, list[R]]:
-    """Train and the `wanted` of val and test; copies of one text land in one split."""
-    split_of: dict[str, str] = {}
-    for keys in _by_stratum(rows, seed, text, stratum):
-        count = max(1, round(len(keys) * HELD_OUT)) if len(keys) > len(wanted) else 0
-        for i, split in enumerate(wanted):
-            split_of |= dict.fromkeys(keys[i * count : (i + 1) * count], split)
-    splits: dict[str, list[R]] = {"train": [], **{split: [] for split in wanted}}
-    for row in rows:
-        splits[split_of.get(same_text(text(row)), "train")].append(row)
-    return splits
+def key_of(text: str, seed: int) -> int:
+    """The same for copies of a text; which of two texts has the smaller one is chance, and the seed's."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {same_text(text)}".encode()).digest()[:8], "big")
 
 
-def fold_by_content(
-    rows: Sequence[R],
-    folds: int,
-    fold: int,
-    seed: int,
-    text: Callable[[R], str],
-    stratum: Callable[[R], str],
-) -> tuple[list[R], list[R]]:
-    """The other folds' rows, and those of one of `folds` equal parts; copies of one text share a fold."""
-    keys = [key for some in _by_stratum(rows, seed, text, stratum) for key in some]
-    chosen = set(keys[fold::folds])  # dealt out like cards, stratum after stratum
-    others: list[R] = []
-    here: list[R] = []
-    for row in rows:
-        (here if same_text(text(row)) in chosen else others).append(row)
-    return others, here
+@dataclass(frozen=True)
+class Traits:
+    keys: NDArray[numpy.uint64]  # (N,) of `key_of`
+    strata: NDArray[numpy.int32]  # (N,) places in `names`
+    names: tuple[str, ...]
+
+    def at(self, places: Places) -> "Traits":
+        return Traits(self.keys[places], self.strata[places], self.names)
+
+    def counts(self) -> dict[str, int]:
+        """Rows of each stratum that has any."""
+        found = numpy.bincount(self.strata, minlength=len(self.names)).tolist()
+        return {name: count for name, count in zip(self.names, found, strict=True) if count}
 
 
-def _by_stratum(
-    rows: Sequence[R], seed: int, text: Callable[[R], str], stratum: Callable[[R], str]
-) -> Iterator[list[str]]:
-    """The distinct texts of each stratum, in an order that the seed and the texts alone decide."""
-    copies = defaultdict(list)
-    for row in rows:
-        copies[same_text(text(row))].append(stratum(row))
-    by_stratum = defaultdict(list)
-    for key, same in copies.items():
-        by_stratum[Counter(same).most_common(1)[0][0]].append(key)
-    for keys in by_stratum.values():
-        keys.sort(key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest())
-        yield keys
+def split_by_content(rows: Traits, wanted: Sequence[str]) -> dict[str, Places]:
+    """The places of train and of the `wanted` of val and test; copies of one text land in one split."""
+    texts, text_of = _by_stratum(rows)
+    split_of = numpy.zeros(len(rows.keys), numpy.int8)  # of each text; 0 is train
+    for some in texts:
+        count = max(1, round(len(some) * HELD_OUT)) if len(some) > len(wanted) else 0
+        for i in range(len(wanted)):
+            split_of[some[i * count : (i + 1) * count]] = i + 1
+    return {split: numpy.flatnonzero(split_of[text_of] == i) for i, split in enumerate(("train", *wanted))}
 
 
-def few_of_each(rows: list[R], count: int, seed: int, stratum: Callable[[R], str]) -> list[R]:
+def fold_by_content(rows: Traits, folds: int, fold: int) -> tuple[Places, Places]:
+    """The places of the other folds, and of one of `folds` equal parts; copies of one text share a fold."""
+    texts, text_of = _by_stratum(rows)
+    chosen = numpy.zeros(len(rows.keys), bool)
+    chosen[numpy.concatenate(texts)[fold::folds]] = True  # dealt out like cards, stratum after stratum
+    return numpy.flatnonzero(~chosen[text_of]), numpy.flatnonzero(chosen[text_of])
+
+
+def _by_stratum(rows: Traits) -> tuple[list[Places], Places]:
+    """The distinct texts of each stratum, numbered in the order of their keys; and the text of each row.
+
+    Copies belong where most of them do. What comes first in the rows decides between strata.
+    """
+    _, first, text_of = numpy.unique(rows.keys, return_index=True, return_inverse=True)
+    pairs, seen, count = numpy.unique(
+        text_of * len(rows.names) + rows.strata, return_index=True, return_counts=True
+    )
+    text, stratum = numpy.divmod(pairs, len(rows.names))
+    usual = numpy.lexsort((seen, -count, text))
+    usual = usual[numpy.diff(text[usual], prepend=-1) > 0]  # of each text
+    stratum = stratum[usual]
+    begins = numpy.full(len(rows.names), len(rows.keys))
+    numpy.minimum.at(begins, stratum, first)
+    order = numpy.argsort(begins[stratum], kind="stable")
+    return numpy.split(order, numpy.flatnonzero(numpy.diff(stratum[order])) + 1), text_of
+
+
+def few_of_each(rows: Traits, count: int, seed: int) -> Places:
     """So many of every stratum, or all that it has."""
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
-    taken: Counter[str] = Counter()
-    chosen = []
-    for place in order:
-        taken[stratum(rows[place])] += 1
-        if taken[stratum(rows[place])] <= count:
-            chosen.append(place)
-    return [rows[place] for place in sorted(chosen)]
+    order, rank = _by_chance(rows, seed)
+    return numpy.sort(order[rank < count])
 
 
-def limited(rows: list[R], limit: int | None, seed: int, stratum: Callable[[R], str]) -> list[R]:
+def limited(rows: Traits, limit: int | None, seed: int) -> Places:
     """About the same share of every stratum, and at least one row of each where the limit allows it."""
-    if limit is None or limit >= len(rows):
-        return rows
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
-    by_stratum = defaultdict(list)
-    for place in order:
-        by_stratum[stratum(rows[place])].append(place)
+    if limit is None or limit >= len(rows.keys):
+        return numpy.arange(len(rows.keys))
+    order, rank = _by_chance(rows, seed)
+    strata = rows.strata[order]
     # Each row's rank within its stratum, as a share: the smallest shares are a stratified sample of any size.
-    shares = [
-        (rank > 0, (rank + 0.5) / len(places), name, place)
-        for name, places in by_stratum.items()
-        for rank, place in enumerate(places)
-    ]
-    chosen = sorted(place for _, _, _, place in sorted(shares)[:limit])
-    return [rows[place] for place in chosen]
+    share = (rank + 0.5) / numpy.bincount(strata)[strata]
+    by_name = numpy.argsort(numpy.argsort(numpy.array(rows.names, dtype=object)))[strata]
+    return numpy.sort(order[numpy.lexsort((order, by_name, share, rank > 0))[:limit]])
+
+
+def _by_chance(rows: Traits, seed: int) -> tuple[Places, Places]:
+    """All rows mixed, and of each its rank among those of its stratum."""
+    mixed = array("i", range(len(rows.keys)))
+    random.Random(seed).shuffle(mixed)
+    order = numpy.array(mixed)
+    strata = rows.strata[order]
+    together = numpy.argsort(strata, kind="stable")
+    starts = numpy.cumsum(numpy.bincount(strata)) - numpy.bincount(strata)
+    rank = numpy.empty(len(order), numpy.int64)
+    rank[together] = numpy.arange(len(order)) - starts[strata[together]]
+    return order, rank

@@ -1,48 +1,50 @@
-"""Rows in tokens, a million of them: four bytes a token, where Python's own lists take ten times that."""
+"""Rows in tokens, a million of them: on disk, but for where each ends and its label."""
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
-from typing import overload
 
-import torch
+import numpy
+from numpy.typing import NDArray
 
 from ptlit.data.collate import IndexedRow
 from ptlit.data.example import NOT_LEARNED, EncodedRow
+from ptlit.data.shelf import Shelf, Shelved
+
+SIZE = array("i").itemsize
+TOGETHER = 1024  # rows that are counted together
 
 
-def _numbers() -> "array[int]":
-    return array("i")
-
-
-@dataclass
-class TokenRows(Sequence[IndexedRow]):
-    input_ids: "array[int]" = field(default_factory=_numbers)  # of all rows, end to end
-    labels: "array[int]" = field(default_factory=_numbers)
-    ends: "array[int]" = field(default_factory=lambda: array("q"))  # of each row, in those two
-    label: "array[int]" = field(default_factory=_numbers)
-    row: "array[int]" = field(default_factory=_numbers)
+class TokenRows(Shelved[IndexedRow]):
+    def __init__(self) -> None:
+        self.shelf = Shelf()  # of each row `row`, its ids and their labels
+        self.label = array("i")
 
     def extend(self, rows: Iterable[EncodedRow], places: Iterable[int]) -> None:
+        self.shelf.extend(self._records(rows, places))
+
+    def _records(self, rows: Iterable[EncodedRow], places: Iterable[int]) -> Iterator[bytes]:
         for row, place in zip(rows, places, strict=True):
-            self.input_ids.extend(row["input_ids"])
-            self.labels.extend(row["labels"])
-            self.ends.append(len(self.input_ids))
             self.label.append(row["label"])
-            self.row.append(place)
+            yield array("i", [place, *row["input_ids"], *row["labels"]]).tobytes()
 
     @property
-    def lengths(self) -> list[int]:
-        return [end - start for start, end in zip([0, *self.ends], self.ends, strict=False)]
+    def lengths(self) -> NDArray[numpy.int32]:
+        sizes = numpy.diff(numpy.array(self.shelf.ends), prepend=0) // SIZE
+        return ((sizes - 1) // 2).astype(numpy.int32)
 
     def common_tokens(self, count: int) -> list[int]:
         """Those that the rows hold most often, the most frequent first."""
-        if not self.input_ids:
-            return []
-        held = torch.frombuffer(self.input_ids, dtype=torch.int32)
-        counts = held[held >= 0].bincount()  # below are the places of virtual tokens
-        order = counts.argsort(descending=True, stable=True)[:count]
+        counts = numpy.zeros(0, numpy.int64)
+        for start in range(0, len(self), TOGETHER):
+            rows = self[start : start + TOGETHER]
+            held = [
+                token for row in rows for token in row["input_ids"] if token >= 0
+            ]  # virtual ones are below
+            here = numpy.bincount(numpy.array(held, numpy.int64), minlength=len(counts))
+            here[: len(counts)] += counts
+            counts = here
+        order = numpy.argsort(-counts, kind="stable")[:count]
         return order[counts[order] > 0].tolist()
 
     def texts(self, count: int) -> list[list[int]]:
@@ -51,22 +53,16 @@ class TokenRows(Sequence[IndexedRow]):
         return [text for row in read if (text := [token for token, _ in row if token >= 0])]
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.shelf)
 
-    @overload
-    def __getitem__(self, index: int) -> IndexedRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[IndexedRow]: ...
-    def __getitem__(self, index: int | slice) -> IndexedRow | list[IndexedRow]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        here = slice(self.ends[place - 1] if place else 0, self.ends[place])
+    def _at(self, place: int) -> IndexedRow:
+        numbers = array("i", self.shelf[place]).tolist()
+        middle = (len(numbers) + 1) // 2
         return IndexedRow(
-            input_ids=self.input_ids[here].tolist(),
-            labels=self.labels[here].tolist(),
+            input_ids=numbers[1:middle],
+            labels=numbers[middle:],
             label=self.label[place],
-            row=self.row[place],
+            row=numbers[0],
         )
 
 
