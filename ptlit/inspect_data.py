@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 from omegaconf import DictConfig
@@ -18,7 +18,7 @@ from ptlit.config import config_mistakes
 from ptlit.data import ClassificationData, TextData
 from ptlit.data.collate import IndexedRow
 from ptlit.data.example import NOT_LEARNED
-from ptlit.data.sampler import Batches
+from ptlit.data.sampler import Batches, Places
 from ptlit.lm import load_lm, load_tokenizer
 from ptlit.mistake import UserMistake
 from ptlit.quiet import quiet
@@ -46,7 +46,7 @@ def inspect_data(cfg: DictConfig) -> None:
     if any(data.skipped.values()):
         console.print("data.on_bad_row=error names the bad rows that are skipped here.")
     console.print(f"\nTokens of a row, {cfg.split}:")
-    for line in histogram(data.encoded[cfg.split].lengths):
+    for line in histogram(data.encoded[cfg.split].lengths.tolist()):
         console.print(line)
     console.print(padding_line(data))
 
@@ -124,7 +124,6 @@ def around_cut(said: str, whole: str) -> tuple[str, str, str]:
 
 def splits_table(data: TextData[Any]) -> Table:
     summary = data.summary()["splits"]
-    lengths = {name: data.encoded[name].lengths for name in summary}
     counted = dict.fromkeys(name for split in summary.values() for name in split["counts"])
     table = Table("", *summary)
 
@@ -137,8 +136,8 @@ def splits_table(data: TextData[Any]) -> Table:
     line("skipped", (split["skipped"] for split in summary.values()))
     cut = ((split["truncated"], split["truncated"] / max(split["rows"], 1)) for split in summary.values())
     table.add_row("cut", *(f"{rows:,} ({share:.1%})" for rows, share in cut))
-    line("median tokens", map(median, lengths.values()))
-    line("longest", map(max, lengths.values()))
+    line("median tokens", (split["median_tokens"] for split in summary.values()))
+    line("longest", (data.encoded[name].lengths.max() for name in summary))
     line("text also in train", (split["also_in_train"] for split in summary.values()))
     return table
 
@@ -160,10 +159,12 @@ def padding_line(data: TextData[Any]) -> str:
     """Of the training batches of an epoch: those of this config, and those of the other way."""
     lengths = data.encoded["train"].lengths
 
+    def padded(here: Places) -> float:
+        return 1 - int(here.sum()) / (int(here.max()) * len(here))
+
     def share(**how: Any) -> float:
         batches = Batches(lengths, data.batch_size, seed=data.seed, **how)
-        longest = [(max(lengths[row] for row in batch) * len(batch), batch) for batch in batches]
-        return fmean(1 - sum(lengths[row] for row in batch) / cells for cells, batch in longest)
+        return fmean(padded(lengths[batch]) for batch in batches)
 
     by_length, by_chance = share(max_tokens=data.max_tokens), share(by_length=False)
     rows = f"{data.max_tokens:,} tokens" if data.max_tokens else f"{data.batch_size} rows"

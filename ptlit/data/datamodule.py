@@ -12,7 +12,6 @@ from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 import lightning
 import numpy
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ptlit.data.collate import Collate
@@ -24,7 +23,7 @@ from ptlit.data.rows import UsableRows
 from ptlit.data.sampler import Batches
 from ptlit.data.source_rows import ShownRows, SourceRows, put_on_disk
 from ptlit.data.sources import read_splits
-from ptlit.data.splitting import few_of_each, fold_by_content, limited, split_by_content
+from ptlit.data.splitting import Places, few_of_each, fold_by_content, limited, split_by_content
 from ptlit.data.token_cache import TokenCache, Tokens
 from ptlit.data.token_rows import TokenRows
 from ptlit.mistake import UserMistake
@@ -314,7 +313,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
     def _in_order(self, split: str) -> Batches:
         return Batches(self._lengths(split), self.eval_batch_size, shuffle=False)
 
-    def _lengths(self, split: str) -> NDArray[numpy.int32]:
+    def _lengths(self, split: str) -> Places:
         return self.encoded[split].lengths
 
     def _loader(self, split: str, batches: Batches) -> ResumableLoader:

@@ -3,15 +3,34 @@
 How many batches an epoch has depends on neither, so that a trainer can count on it.
 """
 
-from collections import defaultdict
+from array import array
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import numpy
 import torch
 import torch.distributed
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 STEP = 8  # tokens: lengths that `max_tokens` takes for alike
 POOL = 50  # batches that are sorted by length together: like lengths within a batch, chance between batches
+
+Places = NDArray[numpy.integer]
+
+
+class Formed(NamedTuple):
+    """Batches as two arrays: a million rows as lists of Python's numbers would fill memory."""
+
+    rows: Places  # batch after batch
+    bounds: Places  # where each begins, and where the last one ends
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def batches(self, order: Places) -> Iterator[list[int]]:
+        for i in order:
+            yield self.rows[self.bounds[i] : self.bounds[i + 1]].tolist()
 
 
 class Batches(Sampler[list[int]]):
@@ -26,20 +45,20 @@ class Batches(Sampler[list[int]]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | Places,
         batch_size: int,
         *,
         max_tokens: int | None = None,
         by_length: bool = True,
-        classes: Sequence[int] | None = None,
+        classes: Sequence[int] | Places | None = None,
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
-        self.lengths = lengths
+        self.lengths = numpy.asarray(lengths)
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.by_length = by_length
-        self.classes = classes
+        self.classes = None if classes is None else numpy.asarray(classes)
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
@@ -56,81 +75,82 @@ class Batches(Sampler[list[int]]):
     def __len__(self) -> int:
         rank, world_size = _rank_and_world_size()
         if self.shuffle:
-            return -(-len(self._formed(self._drawn(range(len(self.lengths))))) // world_size)
+            return -(-len(self._formed(self._drawn(numpy.arange(len(self.lengths))))) // world_size)
         return -(-len(range(rank, len(self.lengths), world_size)) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         rank, world_size = _rank_and_world_size()
-        batches = self._shuffled(rank, world_size) if self.shuffle else self._longest_first(rank, world_size)
-        return iter(batches[self.start :])
-
-    def _shuffled(self, rank: int, world_size: int) -> list[list[int]]:
+        if not self.shuffle:
+            formed = self._longest_first(rank, world_size)
+            return formed.batches(numpy.arange(self.start, len(formed)))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = self._drawn(torch.randperm(len(self.lengths), generator=generator).tolist())
+        order = self._drawn(_mixed(len(self.lengths), generator))
         if self.classes is not None:  # copies of a row stand side by side
-            order = [order[i] for i in torch.randperm(len(order), generator=generator).tolist()]
-        batches = self._formed(order)
-        batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-        missing = -len(batches) % world_size
-        batches += (batches * world_size)[:missing]
-        return batches[rank::world_size]
+            order = order[_mixed(len(order), generator)]
+        formed = self._formed(order)
+        shared = _mixed(len(formed), generator)
+        shared = numpy.resize(shared, -(-len(shared) // world_size) * world_size)  # the first ones come again
+        return formed.batches(shared[rank::world_size][self.start :])
 
-    def _drawn(self, order: Sequence[int]) -> Sequence[int]:
+    def _drawn(self, order: Places) -> Places:
         """All rows; of smaller classes again and again, each as often as any other, or once more."""
         if self.classes is None:
             return order
-        rows_of = defaultdict(list)
-        for row in order:
-            rows_of[self.classes[row]].append(row)
-        most = max(map(len, rows_of.values()))
-        drawn: list[int] = []
-        for rows in rows_of.values():
-            times, rest = divmod(most, len(rows))
-            drawn += rows * times
-            if self.max_tokens is None:
-                drawn += rows[:rest]  # by chance
-            else:  # of the same lengths in every epoch, so that they fill as many batches
-                rows.sort(key=self._steps)
-                drawn += [rows[i * len(rows) // rest] for i in range(rest)]
-        return drawn
+        classes = self.classes[order]
+        names, first, sizes = numpy.unique(classes, return_index=True, return_counts=True)
+        drawn: list[Places] = []
+        for name in names[numpy.argsort(first)]:
+            rows = order[classes == name]
+            times, rest = divmod(sizes.max(), len(rows))
+            drawn += [rows] * times
+            if self.max_tokens is not None:  # of the same lengths in every epoch: they fill as many batches
+                rows = rows[numpy.argsort(self._steps(rows), kind="stable")]
+                rows = rows[numpy.arange(rest) * len(rows) // max(rest, 1)]
+            drawn.append(rows[:rest])  # else by chance
+        return numpy.concatenate(drawn)
 
-    def _formed(self, order: Sequence[int]) -> list[list[int]]:
+    def _formed(self, order: Places) -> Formed:
         if self.max_tokens is not None:
             return self._filled(order, self.max_tokens)
         if not self.by_length:
             return _chunks(order, self.batch_size)
         rest = len(order) % self.batch_size
-        batches = []
-        for pool in _chunks(order[rest:], POOL * self.batch_size):
-            batches += _chunks(sorted(pool, key=self.lengths.__getitem__), self.batch_size)
-        return batches + _chunks(order[:rest], self.batch_size)  # rows by chance, not the longest ones
+        others = order[rest:]
+        pools = numpy.arange(len(others)) // (POOL * self.batch_size)
+        others = others[numpy.lexsort((self.lengths[others], pools))]
+        # A rest by chance, not the longest ones.
+        return _chunks(numpy.append(others, order[:rest]), self.batch_size)
 
-    def _filled(self, order: Sequence[int], max_tokens: int) -> list[list[int]]:
+    def _filled(self, order: Places, max_tokens: int) -> Formed:
         """Lengths count as the next multiple of STEP: rows of one step trade places from epoch to epoch, and
         the number of batches stays.
         """
-        batches: list[list[int]] = []
+        rows = order[numpy.argsort(self._steps(order), kind="stable")]
+        bounds = array("q")
         taken = max_tokens
-        for row in sorted(order, key=self._steps):
-            tokens = self._steps(row) * STEP
+        for place, tokens in enumerate((self._steps(rows) * STEP).data):
             if taken + tokens > max_tokens:
-                batches.append([])
+                bounds.append(place)
                 taken = 0
-            batches[-1].append(row)
             taken += tokens
-        return batches
+        return Formed(rows, numpy.array([*bounds, len(rows)]))
 
-    def _steps(self, row: int) -> int:
-        return -(-self.lengths[row] // STEP)
+    def _steps(self, rows: Places) -> Places:
+        return -(-self.lengths[rows] // STEP)
 
-    def _longest_first(self, rank: int, world_size: int) -> list[list[int]]:
+    def _longest_first(self, rank: int, world_size: int) -> Formed:
         """If memory does not suffice, it shows in the first batch."""
-        order = sorted(range(len(self.lengths)), key=lambda row: -self.lengths[row])
+        order = numpy.argsort(-self.lengths, kind="stable")
         return _chunks(order[rank::world_size], self.batch_size)
 
 
-def _chunks(rows: Sequence[int], size: int) -> list[list[int]]:
-    return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
+def _mixed(count: int, generator: torch.Generator) -> Places:
+    found: Places = torch.randperm(count, generator=generator).numpy()
+    return found
+
+
+def _chunks(rows: Places, size: int) -> Formed:
+    return Formed(rows, numpy.append(numpy.arange(0, len(rows), size), len(rows)))
 
 
 def _rank_and_world_size() -> tuple[int, int]:

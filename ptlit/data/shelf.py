@@ -3,28 +3,28 @@
 A file that is mapped into memory counts as memory as far as it was ever read, a read by place does not.
 """
 
+import fcntl
 import os
 import tempfile
 import weakref
 from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar, overload
 
 from ptlit.mistake import UserMistake
 
 T = TypeVar("T")
+PREFIX = "ptlit-rows-"
 
 
 class Shelf:
     """The file goes with the shelf that made it. Copies in other processes, forked or sent there, read it."""
 
     def __init__(self) -> None:
-        handle, name = tempfile.mkstemp(prefix="ptlit-")
-        os.close(handle)
-        self._path = Path(name)
-        self._file = self._path.open("r+b")
+        self._path, self._file = _new_file()
         self.ends = array("q")
         weakref.finalize(self, _put_away, self._file, self._path, os.getpid())
 
@@ -57,6 +57,18 @@ class Shelf:
         self._path, self.ends = state
         self._file = self._path.open("rb")
         weakref.finalize(self, _put_away, self._file, self._path, None)
+
+
+def _new_file() -> tuple[Path, BinaryIO]:
+    """Locked as long as its process lives: one that nobody holds was left by a process that was killed."""
+    handle, name = tempfile.mkstemp(prefix=f".{PREFIX}")
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    path = Path(name).rename(name.replace(f".{PREFIX}", PREFIX))
+    for other in path.parent.glob(f"{PREFIX}*"):
+        with suppress(OSError), other.open("rb") as file:  # held, gone, or another user's
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            other.unlink()
+    return path, os.fdopen(handle, "r+b")
 
 
 def _put_away(file: BinaryIO, path: Path, owner: int | None) -> None:

@@ -31,7 +31,7 @@ def key_of(text: str, seed: int) -> int:
 @dataclass(frozen=True)
 class Traits:
     keys: NDArray[numpy.uint64]  # (N,) of `key_of`
-    strata: NDArray[numpy.int32]  # (N,) places in `names`
+    strata: Places  # (N,) places in `names`
     names: tuple[str, ...]
 
     def at(self, places: Places) -> "Traits":

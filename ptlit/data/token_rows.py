@@ -38,9 +38,8 @@ class TokenRows(Shelved[IndexedRow]):
         counts = numpy.zeros(0, numpy.int64)
         for start in range(0, len(self), TOGETHER):
             rows = self[start : start + TOGETHER]
-            held = [
-                token for row in rows for token in row["input_ids"] if token >= 0
-            ]  # virtual ones are below
+            # Below 0 are the places of virtual tokens.
+            held = [token for row in rows for token in row["input_ids"] if token >= 0]
             here = numpy.bincount(numpy.array(held, numpy.int64), minlength=len(counts))
             here[: len(counts)] += counts
             counts = here
