@@ -6,6 +6,7 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +14,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from ptlit.build import make, options_of
+from ptlit.callbacks.speed import peak_memory_mb
 from ptlit.command import command
 from ptlit.config import config_mistakes
 from ptlit.data import ClassificationData, TextData
@@ -49,6 +51,7 @@ def inspect_data(cfg: DictConfig) -> None:
     for line in histogram(data.encoded[cfg.split].lengths.tolist()):
         console.print(line)
     console.print(padding_line(data))
+    console.print(f"Peak memory of this look: {peak_memory_mb(torch.device('cpu')):,.0f} MB.")
 
 
 def tokenizer_of(node: DictConfig) -> PreTrainedTokenizerBase:

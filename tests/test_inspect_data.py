@@ -67,6 +67,7 @@ def test_own_texts(readers: Path, capsys: pytest.CaptureFixture) -> None:
         real, cells = int(batch["attention_mask"].sum()), batch["input_ids"].numel()
         shares.append(1 - real / cells)
     assert f"{sum(shares) / len(shares):.1%} in batches of 4 rows of like length" in out
+    assert re.search(r"^Peak memory of this look: [\d,]+ MB\.$", out, flags=re.MULTILINE)
     drawn = re.findall(r"^ +[\d-]+ █* ?(\d+)$", out, flags=re.MULTILINE)
     assert sum(map(int, drawn)) == len(lengths)
 

@@ -183,6 +183,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         )
         order = sorted(tables, key=("train", "val", "test").index)
         splits = self._cleaned({split: tables[split] for split in order})
+        del tables  # of a JSON file or bundled rows all stand in memory
         notes = self._set_aside(splits)
         self._prepare(splits["train"].traits.counts().keys())
         if self.few_shot is not None:

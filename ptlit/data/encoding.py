@@ -49,12 +49,12 @@ def encode_rows(
         for start in range(0, len(rows), CHUNK):
             here = rows[start : start + CHUNK]
             found = cache.tokens([content(row) for row in here], partial(tokens_of, here))
-            bad = dict(found.bad)
+            bad, cut = dict(found.bad), set(found.cut)
             good = [place for place in range(len(here)) if place not in bad]
             place_of = {place: len(done.good) + i for i, place in enumerate(good)}
             done.tokens.extend(found.rows, [place_of[place] for place in found.places])
             done.good.extend(start + place for place in good)
-            done.cut.extend(place in found.cut for place in good)
+            done.cut.extend(place in cut for place in good)
             for why in bad.values():
                 done.bad.add(why)
             bar.update(len(here))

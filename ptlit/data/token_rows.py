@@ -37,10 +37,9 @@ class TokenRows(Shelved[IndexedRow]):
         """Those that the rows hold most often, the most frequent first."""
         counts = numpy.zeros(0, numpy.int64)
         for start in range(0, len(self), TOGETHER):
-            rows = self[start : start + TOGETHER]
-            # Below 0 are the places of virtual tokens.
-            held = [token for row in rows for token in row["input_ids"] if token >= 0]
-            here = numpy.bincount(numpy.array(held, numpy.int64), minlength=len(counts))
+            places = range(start, min(start + TOGETHER, len(self)))
+            held = numpy.concatenate([self._input_ids(place) for place in places])
+            here = numpy.bincount(held[held >= 0], minlength=len(counts))  # below are those of virtual tokens
             here[: len(counts)] += counts
             counts = here
         order = numpy.argsort(-counts, kind="stable")[:count]
@@ -53,6 +52,10 @@ class TokenRows(Shelved[IndexedRow]):
 
     def __len__(self) -> int:
         return len(self.shelf)
+
+    def _input_ids(self, place: int) -> NDArray[numpy.int32]:
+        numbers = numpy.frombuffer(self.shelf[place], numpy.int32)
+        return numbers[1 : (len(numbers) + 1) // 2]
 
     def _at(self, place: int) -> IndexedRow:
         numbers = array("i", self.shelf[place]).tolist()
