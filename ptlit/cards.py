@@ -12,11 +12,13 @@ from ptlit.baked_tokenizer import BakedPrompt
 from ptlit.build import options_of
 from ptlit.data import LabelWords
 from ptlit.data.templates import Template
+from ptlit.front import Front
 from ptlit.lm import FrozenLM
 from ptlit.prompt import SoftPrompt
 from ptlit.prompted_lm import PromptedLM
 
 NEWLINE = "\n"
+WITHOUT_BOS = ", add_special_tokens=False"
 TEXT = "Landed early, thank you!"
 ROWS = {  # of metrics.json, as a reader wants them
     "trained prompt, test": "test/",
@@ -54,11 +56,11 @@ ptlit trains it further with `prompt.init.from=<this folder>`.
 """
 
 USE = """\
-In this folder, with `pip install peft transformers`:
+In this folder, with `pip install peft transformers`{holds_bos}:
 
 ```python
 {load}
-row = tokenizer({text}, return_tensors="pt")
+row = tokenizer({text}{alone}, return_tensors="pt")
 written = model.generate(**row, max_new_tokens={new_tokens}, do_sample=False)
 print(tokenizer.decode(written[0, row["input_ids"].shape[1] :], skip_special_tokens=True))
 ```"""
@@ -96,7 +98,7 @@ pipeline_tag: text-generation
 # {base_model} with soft prompts among its words
 
 An ordinary checkpoint, written by ptlit. The virtual tokens of {count} are
-words of its vocabulary; they belong at the very front of what it reads, before BOS.
+words of its vocabulary; they belong at the front of what it reads, {place}.
 
 {prompts}
 
@@ -179,7 +181,7 @@ base_model: {base_model}
 
 # A prefix for {base_model}
 
-`prefix.safetensors` holds the keys and values of {count} virtual tokens for every layer: `keys.0`,
+`prefix.safetensors` holds the keys and values of {held} for every layer: `keys.0`,
 `values.0` and so on, each of the axes (1, key/value heads, tokens, size of a head). Written by
 ptlit.
 
@@ -199,15 +201,15 @@ cache = DynamicCache(config=model.config)
 for layer in range(len(prefix) // 2):
     cache.update(prefix[f"keys.{{layer}}"], prefix[f"values.{{layer}}"], layer)
 
-row = tokenizer({text}, return_tensors="pt")
-seen = torch.ones(1, {count} + row["input_ids"].shape[1], dtype=torch.long)
+row = tokenizer({text}{alone}, return_tensors="pt")
+seen = torch.ones(1, {length} + row["input_ids"].shape[1], dtype=torch.long)
 written = model.generate(
     row["input_ids"], attention_mask=seen, past_key_values=cache, max_new_tokens={new_tokens}, do_sample=False
 )
 print(tokenizer.decode(written[0, row["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 
-A cache is used up by writing: make a new one for the next text. Positions count the virtual tokens.
+A cache is used up by writing: make a new one for the next text. Positions count the tokens of the prefix.
 """
 
 VLLM = """\
@@ -217,7 +219,7 @@ base_model: {base_model}
 
 # A soft prompt for {base_model}, by way of vLLM's prompt embeddings
 
-`prompt.safetensors` holds the embeddings of {count} virtual tokens. Written by
+`prompt.safetensors` holds the embeddings of {held}. Written by
 ptlit.
 
 The recommended way to serve a prompt is `python -m ptlit.export format=checkpoint`: that checkpoint needs no
@@ -246,37 +248,42 @@ class Source:
 
 
 def adapter_card(
-    lm: FrozenLM,
     prompt: SoftPrompt,
+    front: Front,
     template: Template | None,
     label_words: LabelWords | None,
     cfg: DictConfig,
     metrics: Mapping[str, float],
     lora: str | None = None,
 ) -> str:
-    """`lora` is where the LM's lies, as seen from the card."""
+    """`front` is what the prompt stands in, `lora` where the LM's lies, as seen from the card."""
     named = f" (labels: {', '.join(label_words.names)})" if label_words else ""
     return ADAPTER.format(
         method=type(prompt).__name__,
         peft_type=prompt.peft_type.lower().replace("_", "-"),
         count=prompt.num_virtual_tokens,
-        base_model=lm.name,
+        base_model=front.lm.name,
         unchanged="is unchanged" if lora is None else f"has a LoRA, in `{lora}`",
         data=f"{unplaced(cfg.data.get('path'))}{named}",
         metrics=metrics_table(metrics),
-        use=adapter_use(lm, template, label_words, lora),
+        use=adapter_use(front, template, label_words, lora),
         settings=table(("setting", "value"), [(key, f"`{value}`") for key, value in settings(cfg)]),
     )
 
 
 def adapter_use(
-    lm: FrozenLM, template: Template | None, label_words: LabelWords | None, lora: str | None
+    front: Front, template: Template | None, label_words: LabelWords | None, lora: str | None
 ) -> str:
     if template is not None and template.slots:
         return IN_SLOTS.format(template=template.template)
-    text, new_tokens = repr(example_text(template)), answer_length(label_words)
     load = ALONE_IN_PEFT if lora is None else BESIDE_LORA_IN_PEFT
-    return USE.format(load=load.format(dtype=lm.loaded_dtype, lora=lora), text=text, new_tokens=new_tokens)
+    return USE.format(
+        holds_bos=" (the adapter gives BOS too, so a text goes in without it)" if front.leading else "",
+        load=load.format(dtype=front.lm.loaded_dtype, lora=lora),
+        text=repr(example_text(template)),
+        alone=WITHOUT_BOS if front.leading else "",
+        new_tokens=answer_length(label_words),
+    )
 
 
 def checkpoint_card(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt], own_head: bool) -> str:
@@ -289,6 +296,7 @@ def checkpoint_card(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt
     return CHECKPOINT.format(
         base_model=source.lm.name,
         count="a soft prompt" if alone else f"{len(prompts)} soft prompts",
+        place=" or ".join(dict.fromkeys("behind BOS" if each.place else "before BOS" for each in prompts)),
         prompts=prompts_table(sources, prompts),
         metrics="".join(
             f"{'' if alone else f'{each.name}:{NEWLINE * 2}'}{metrics_table(sources[each.name].metrics)}"
@@ -323,7 +331,7 @@ def prompts_table(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt])
 
 
 def bos_of(prompt: BakedPrompt) -> str:
-    return prompt.prefix.removeprefix("".join(prompt.tokens)).strip()
+    return prompt.prefix.replace("".join(prompt.tokens), "").strip()
 
 
 def chat_words(sources: Mapping[str, Source], prompts: Sequence[BakedPrompt]) -> str:
@@ -352,9 +360,13 @@ def vllm_card(source: Source) -> str:
 
 
 def facts(source: Source) -> dict[str, Any]:
+    front = source.prompted_lm.front
+    virtual = f"{front.virtual} virtual tokens"
     return {
         "base_model": source.lm.name,
-        "count": source.prompted_lm.num_virtual_tokens,
+        "held": f"BOS and {virtual} behind it" if front.leading else virtual,
+        "length": front.length,
+        "alone": WITHOUT_BOS if front.leading else "",
         "metrics": metrics_table(source.metrics),
         "dtype": source.lm.loaded_dtype,
         "text": repr(example(source)),
