@@ -180,7 +180,8 @@ written = model.generate(
 print(tokenizer.decode(written[0, row["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 
-A cache is used up by writing: make a new one for the next text. Positions count the tokens of the prefix.
+A cache is used up by writing: make a new one for the next text. Positions count the tokens of the
+prefix{goes_in}.
 """
 
 VLLM = """\

@@ -172,17 +172,23 @@ def vllm_card(source: Source) -> str:
 
 def facts(source: Source) -> dict[str, Any]:
     front = source.prompted_lm.front
-    virtual = f"{front.virtual} virtual tokens"
     return {
         "base_model": source.lm.name,
-        "held": f"BOS and {virtual} behind it" if front.leading else virtual,
+        "held": held(front),
         "length": front.length,
         "alone": WITHOUT_BOS if front.leading else "",
+        "goes_in": ", which has BOS: the text goes in without it" if front.leading else "",
         "metrics": metrics_table(source.metrics),
         "dtype": source.lm.loaded_dtype,
         "text": repr(example(source)),
         "new_tokens": answer_length(source.label_words),
     }
+
+
+def held(front: Front) -> str:
+    """What an export gives an LM before the text."""
+    virtual = f"{front.virtual} virtual tokens"
+    return f"BOS and {virtual} behind it" if front.leading else virtual
 
 
 def example(source: Source) -> str:

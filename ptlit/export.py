@@ -15,10 +15,17 @@ from safetensors.torch import save_file
 from ptlit import vllm_client
 from ptlit.bake import Baked, Ingredient, bake, virtual_embeddings
 from ptlit.build import call
-from ptlit.cards import Source, adapter_card, checkpoint_card, llama_cpp_card, prefix_card, vllm_card
+from ptlit.cards import (
+    Source,
+    adapter_card,
+    checkpoint_card,
+    held,
+    llama_cpp_card,
+    prefix_card,
+    vllm_card,
+)
 from ptlit.command import command
 from ptlit.data.example import leading_tokens
-from ptlit.front import Front
 from ptlit.lm import FrozenLM, load_lm
 from ptlit.lora import write_lora
 from ptlit.mistake import UserMistake
@@ -199,8 +206,7 @@ def write_kv(sources: Sources, folder: Path) -> str:
         raise UserMistake("This LM does not keep keys and values in every layer: use format=checkpoint.")
     write_prefix(folder, prefix, source.lm)
     write_card(folder, prefix_card(source))
-    front = source.prompted_lm.front
-    return f"Keys and values of {front.virtual} virtual tokens{and_bos(front)}, in {len(prefix.keys)} layers."
+    return f"Keys and values of {held(source.prompted_lm.front)} in {len(prefix.keys)} layers."
 
 
 def write_peft(sources: Sources, folder: Path) -> str:
@@ -239,11 +245,7 @@ def write_vllm(sources: Sources, folder: Path) -> str:
     (folder / "client.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     shutil.copy(vllm_client.__file__, folder / "client.py")
     write_card(folder, vllm_card(source))
-    return f"Embeddings of {front.virtual} virtual tokens{and_bos(front)}, and a client."
-
-
-def and_bos(front: Front) -> str:
-    return ", behind BOS" if front.leading else ""
+    return f"Embeddings of {held(front)}, and a client."
 
 
 def write_card(folder: Path, card: str) -> None:

@@ -81,7 +81,7 @@ def write_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     given, leading = prompt_embeddings(prompt), front.leading if front is not None else ()
     if front is not None and leading:
-        given = torch.cat([front.words().float().cpu(), given])
+        given = torch.cat([front.words().detach().float().cpu(), given])
     ours = {OURS + name: tensor.detach().cpu().contiguous() for name, tensor in prompt.state_dict().items()}
     tensors = {EMBEDDINGS: given, **ours}
     metadata = {"format": "pt", METHOD: type(prompt).__name__}

@@ -15,6 +15,7 @@ from methods import make_prompt
 from omegaconf import OmegaConf
 from peft import PeftModel, get_peft_model
 from runs import call, make_place, train_at
+from safetensors.torch import load_file, save_file
 from test_export import said_by_readme
 from tiny import tiny_lm
 from torch import Tensor
@@ -26,6 +27,7 @@ from ptlit.data.example import encode
 from ptlit.evaluate import main as evaluate
 from ptlit.export import export, opened_adapter
 from ptlit.inspect_data import main as inspect_data
+from ptlit.mistake import UserMistake
 from ptlit.peft_format import open_adapter, read_adapter, read_config
 from ptlit.predict import main as predict
 from ptlit.prefix_file import load_cache
@@ -263,6 +265,16 @@ def test_baked(behind: Path, before: Path, tmp_path: Path) -> None:
     assert "add_bos_token=bool:false" in (tmp_path / "llama_cpp" / "README.md").read_text()
 
 
+def test_an_adapter_that_says_nonsense_of_its_place_is_one_sentence(theirs: Path, tmp_path: Path) -> None:
+    shutil.copy(theirs / "adapter_config.json", tmp_path)
+    tensors = load_file(theirs / "adapter_model.safetensors")
+    for said in ("{", '["a"]', "3"):
+        metadata = {"format": "pt", "ptlit_leading": said}
+        save_file(tensors, tmp_path / "adapter_model.safetensors", metadata=metadata)
+        with pytest.raises(UserMistake, match="adapter_model.safetensors is broken: "):
+            open_adapter(tmp_path)
+
+
 def test_prefix_file(behind: Path, tmp_path: Path) -> None:
     run = open_run(behind)
     export(str(behind), str(tmp_path / "kv"), "kv")
@@ -272,7 +284,8 @@ def test_prefix_file(behind: Path, tmp_path: Path) -> None:
     ids = ids_of(run, TEXT)
     with torch.no_grad():
         close(run.lm.model(ids[:, 1:], past_key_values=cache).logits[0], by_hand(run, ids)[1:])
-    assert "BOS and 6 virtual tokens behind it" in (tmp_path / "kv" / "README.md").read_text()
+    card = (tmp_path / "kv" / "README.md").read_text()
+    assert "BOS and 6 virtual tokens behind it" in card and "the text goes in without it." in card
 
 
 def test_vllm(behind: Path, tmp_path: Path) -> None:
