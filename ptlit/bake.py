@@ -1,8 +1,8 @@
 """Baking: a soft prompt of the input kind becomes words of an ordinary checkpoint.
 
-Its P embeddings are P new rows of the vocabulary, and P tokens that tokenizer and chat template put at the
-very front, where ptlit has them. Programs that know nothing of soft prompts then compute what ptlit computes.
-Keys and values of the deep kind are no words: they are refused.
+Its P embeddings are P new rows of the vocabulary, and P tokens that tokenizer and chat template put behind
+BOS, or before it, where ptlit has them. Programs that know nothing of soft prompts then compute what ptlit
+computes. Keys and values of the deep kind are no words: they are refused.
 """
 
 import copy
@@ -38,6 +38,7 @@ class Ingredient:
 
     prompt: SoftPrompt
     template: Template | None = None
+    after_bos: bool = False  # where its virtual tokens stand
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def bake(
     embeddings = {name: virtual_embeddings(name, each.prompt, lm) for name, each in ingredients.items()}
     lengths = {name: len(each) for name, each in embeddings.items()}
     templates = {name: each.template for name, each in ingredients.items()}
-    prompts = bake_tokenizer(lm.tokenizer, lengths, templates, folder, for_llama_cpp)
+    behind = {name for name, each in ingredients.items() if each.after_bos}
+    prompts = bake_tokenizer(lm.tokenizer, lengths, templates, folder, for_llama_cpp, behind)
     add_rows(model, {prompt.ids: embeddings[prompt.name] for prompt in prompts}, len(lm.tokenizer))
     with plainly(lm.model, model):
         difference = max(logit_difference(lm, model, prompt, embeddings[prompt.name]) for prompt in prompts)
@@ -172,12 +174,11 @@ def place_rows(embedding: nn.Embedding, ids: Tensor, wanted: Tensor) -> None:
 def logit_difference(lm: FrozenLM, baked: PreTrainedModel, prompt: BakedPrompt, embeddings: Tensor) -> float:
     """Over the old vocabulary, on a sample text."""
     text = encode(Example((Segment(SAMPLES[0]),)), lm.tokenizer, 1 << 30)["input_ids"]
-    ids = torch.tensor([text], device=lm.device)
-    plain = lm.model(
-        inputs_embeds=torch.cat([embeddings[None], lm.embed(ids)], dim=1), use_cache=False
-    ).logits
+    before, after = torch.tensor([text], device=lm.device).tensor_split([prompt.place], dim=1)
+    words = [lm.embed(before), embeddings[None], lm.embed(after)]
+    plain = lm.model(inputs_embeds=torch.cat(words, dim=1), use_cache=False).logits
     virtual = torch.tensor([prompt.ids], device=lm.device)
-    answers = baked(input_ids=torch.cat([virtual, ids], dim=1), use_cache=False).logits
+    answers = baked(input_ids=torch.cat([before, virtual, after], dim=1), use_cache=False).logits
     known = len(lm.tokenizer)
     difference = (answers[..., :known] - plain[..., :known]).abs().max() / plain[..., :known].abs().max()
     return float(difference)

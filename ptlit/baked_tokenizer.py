@@ -1,4 +1,4 @@
-"""The tokenizer of a baked checkpoint: P added tokens for each prompt, put at the very front, before BOS.
+"""The tokenizer of a baked checkpoint: P added tokens for each prompt, put behind BOS, or before it.
 
 One prompt is put before every text by the tokenizer itself. Of several none is: a text then begins with the
 prefix of the prompt it is for, and a chat names it (`prompt=...`, the first unless said).
@@ -6,10 +6,10 @@ prefix of the prompt it is for, and a chat names it (`prompt=...`, the first unl
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 from tokenizers import AddedToken
@@ -23,6 +23,7 @@ from ptlit.older_readers import GENERAL_CLASS
 
 SAMPLES = ("Hello there, how are you?", "1 word:  two\nthree\n")  # what the finished tokenizer is tried on
 NO_LIMIT = 1 << 30
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class BakedPrompt:
     name: str
     tokens: tuple[str, ...]
     ids: tuple[int, ...]
+    place: int  # how many of the tokenizer's own tokens stand before them
     prefix: str  # what goes before a text, BOS included
     in_every_text: bool  # the tokenizer writes the prefix by itself
     in_chat: bool  # the chat template writes it
@@ -43,6 +45,7 @@ def bake_tokenizer(
     templates: Mapping[str, Template | None],
     folder: Path,
     for_llama_cpp: bool = False,
+    behind_bos: Collection[str] = (),
 ) -> list[BakedPrompt]:
     """Save the new tokenizer, load it again, and hold it against what ptlit reads with the old one."""
     if not isinstance(original, PreTrainedTokenizerFast):
@@ -50,15 +53,16 @@ def bake_tokenizer(
             "Baking needs a fast tokenizer (tokenizer.json), which this LM lacks: use format=kv."
         )
     tokenizer = copy.deepcopy(original)
-    bos = [str(token) for token in original.convert_ids_to_tokens(leading_tokens(original))]
+    bos = leading_words(original)
     tokens = {name: virtual_words(name, length) for name, length in lengths.items()}
     ids = add_tokens(tokenizer, tokens)
-    heads = {name: [*each, *bos] for name, each in tokens.items()}
+    places = {name: len(bos) if name in behind_bos else 0 for name in tokens}
+    heads = {name: placed(tokens[name], bos, place) for name, place in places.items()}
     alone = len(heads) == 1 and not for_llama_cpp
     if not for_llama_cpp:
         put_before_texts(tokenizer, next(iter(heads.values())) if alone else [])
     prefixes = {name: "".join(head) + space(tokenizer, original, head) for name, head in heads.items()}
-    bodies = chat_bodies(original, tokens, prefixes, templates)
+    bodies = chat_bodies(original, tokens, prefixes, templates, behind_bos)
     finished_templates = {key: chosen(each) for key, each in bodies.items() if each}
     only_default = list(finished_templates) == ["default"]
     tokenizer.chat_template = finished_templates["default"] if only_default else finished_templates or None
@@ -68,20 +72,27 @@ def bake_tokenizer(
 
     finished = AutoTokenizer.from_pretrained(folder)
     for name in heads:
-        hold_to_texts(finished, original, None if alone else prefixes[name], ids[name])
+        virtual = (ids[name], places[name])
+        hold_to_texts(finished, original, None if alone else prefixes[name], *virtual)
         if name in bodies["default"]:
-            hold_to_chats(finished, original, name, ids[name], templates[name])
+            hold_to_chats(finished, original, name, *virtual, templates[name])
     return [
         BakedPrompt(
             name=name,
             tokens=tuple(tokens[name]),
             ids=tuple(ids[name]),
+            place=places[name],
             prefix=prefixes[name],
             in_every_text=alone,
             in_chat=name in bodies["default"],
         )
         for name in heads
     ]
+
+
+def placed(virtual: Sequence[T], words: Sequence[T], place: int) -> list[T]:
+    """The virtual tokens among the words, behind the first `place` of them."""
+    return [*words[:place], *virtual, *words[place:]]
 
 
 def virtual_words(name: str, length: int) -> list[str]:
@@ -140,6 +151,7 @@ def chat_bodies(
     tokens: Mapping[str, Sequence[str]],
     prefixes: Mapping[str, str],
     templates: Mapping[str, Template | None],
+    behind_bos: Collection[str],
 ) -> dict[str, dict[str, str]]:
     """For each chat template of the LM, by its name: what it is with each prompt that can chat."""
     own = (original.chat_template or {}) if can_chat(original) else {}
@@ -151,8 +163,13 @@ def chat_bodies(
                 if all(field.isidentifier() for field in template.fields):
                     each[name] = template_body(template, prefixes[name])
             elif key in own:
-                head = "".join(tokens[name]) if begins_with_bos(original) else prefixes[name]
-                each[name] = f"{written(head)}{own[key]}"
+                if not begins_with_bos(original):
+                    each[name] = f"{written(prefixes[name])}{own[key]}"
+                elif name in behind_bos:
+                    first = "".join(leading_words(original))
+                    each[name] = put_behind(first, "".join(tokens[name]), own[key])
+                else:
+                    each[name] = f"{written(''.join(tokens[name]))}{own[key]}"
     return bodies
 
 
@@ -168,6 +185,16 @@ def begins_with_bos(original: PreTrainedTokenizerBase) -> bool:
     """Most chat templates write what the tokenizer puts before a text; where one does not, ptlit adds it."""
     leading = leading_tokens(original)
     return token_ids([rendered(original, SAMPLES[0])], original)[0][: len(leading)] == leading
+
+
+def leading_words(original: PreTrainedTokenizerBase) -> list[str]:
+    return [str(token) for token in original.convert_ids_to_tokens(leading_tokens(original))]
+
+
+def put_behind(first: str, virtual: str, template: str) -> str:
+    """A chat template that writes `first` before all else, with the virtual tokens behind that."""
+    whole = f"{{%- set ptlit_chat -%}}{template.removesuffix(chr(10))}{{% endset -%}}"
+    return f"{whole}{written(first + virtual)}{{{{- ptlit_chat[{len(first)}:] -}}}}"
 
 
 def template_body(template: Template, prefix: str) -> str:
@@ -232,10 +259,12 @@ def hold_to_texts(
     original: PreTrainedTokenizerBase,
     prefix: str | None,
     ids: Sequence[int],
+    place: int,
 ) -> None:
     """Without a `prefix` the tokenizer is to write it."""
     for sample in SAMPLES:
-        wanted = [*ids, *encode(Example((Segment(sample),)), original, NO_LIMIT)["input_ids"]]
+        alone = encode(Example((Segment(sample),)), original, NO_LIMIT)["input_ids"]
+        wanted = placed(ids, alone, place)
         text = sample if prefix is None else prefix + sample
         read = finished(text, add_special_tokens=prefix is None)["input_ids"]
         hold(read, wanted, f"the text {sample!r}")
@@ -246,6 +275,7 @@ def hold_to_chats(
     original: PreTrainedTokenizerBase,
     name: str,
     ids: Sequence[int],
+    place: int,
     template: Template | None,
 ) -> None:
     for sample in SAMPLES:
@@ -254,7 +284,7 @@ def hold_to_chats(
         else:
             fields = {field: "three" for field in template.fields if field != "text"}
             example = template.example(sample, fields)
-        wanted = [*ids, *encode(example, original, NO_LIMIT)["input_ids"]]
+        wanted = placed(ids, encode(example, original, NO_LIMIT)["input_ids"], place)
         text = rendered(finished, sample, **fields, **({"prompt": name} if name else {}))
         hold(
             finished(text, add_special_tokens=False)["input_ids"],

@@ -20,7 +20,7 @@ from ptlit.lm import FrozenLM
 from ptlit.lora import with_lora
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
-from ptlit.peft_format import adapter_folder, read_adapter
+from ptlit.peft_format import adapter_folder, read_adapter, read_config
 from ptlit.prompt import SoftPrompt
 from ptlit.prompt.init import COMMON, FROM_DATA, STARTS, Task, start_prompt
 from ptlit.prompted_lm import PromptedLM
@@ -131,15 +131,19 @@ def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftProm
     options = options_of(cfg.prompt)
     start = options.pop("init", None) or {}
     prompt: SoftPrompt = make(options, shape=lm.shape)
+    prompted_lm = PromptedLM(lm, prompt, data.slots, data.leading)
     origin = start.get("from", "text")
     if origin in STARTS:
         text = start.get("text") or data.instruction
-        task = task_of(data) if origin in FROM_DATA else None  # a large file's tokens take time to count
+        leading = len(prompted_lm.front.leading)
+        task = task_of(data, leading) if origin in FROM_DATA else None  # to count a large file takes time
         start_prompt(prompt, lm, from_=origin, text=text, task=task)
     else:
-        print(read_adapter(adapter_folder(Path(origin)), prompt), flush=True)
+        folder = adapter_folder(Path(origin))
+        said = [read_adapter(folder, prompt), *other_place(folder, prompted_lm)]
+        print(" ".join(said), flush=True)
     return SoftPromptModule(
-        PromptedLM(lm, prompt, data.slots),
+        prompted_lm,
         optimizer=make(cfg.optim),
         schedule=make(cfg.schedule) if cfg.schedule else None,
         label_words=data.label_words,
@@ -148,11 +152,21 @@ def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftProm
     )
 
 
-def task_of(data: TextData[Any]) -> Task:
+def other_place(folder: Path, prompted_lm: PromptedLM) -> list[str]:
+    """What to say where the adapter's virtual tokens stood elsewhere."""
+    there, here = read_config(folder)["leading"], prompted_lm.front.leading
+    if there == here or prompted_lm.in_rows:
+        return []
+    if here:
+        return ["There it stood before BOS, here behind it: data.before_bos=true puts it back."]
+    return ["There it stood behind BOS, here before it."]
+
+
+def task_of(data: TextData[Any], leading: int) -> Task:
     """What a prompt can start from in this data."""
     words, rows = data.label_words, data.encoded["train"]
     labels = [ids[:-1] if words.ends_with_eos else ids for ids in words.firsts] if words is not None else []
-    return Task(labels, rows.common_tokens(COMMON), rows.texts(TEXTS_TRIED))
+    return Task(labels, rows.common_tokens(COMMON), rows.texts(TEXTS_TRIED), leading)
 
 
 def check_room(prompted_lm: PromptedLM, max_length: int) -> None:

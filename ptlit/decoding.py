@@ -123,7 +123,7 @@ def cache_behind(prefix: Prefix, model: PreTrainedModel, decoding: Decoding, ids
 
 def unpadded(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Without the columns that are padding in every row."""
-    first = int(mask.any(0).long().argmax())
+    first = int((~mask.bool().any(0)).long().cumprod(0).sum())
     return ids[:, first:], mask[:, first:]
 
 

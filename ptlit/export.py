@@ -15,7 +15,15 @@ from safetensors.torch import save_file
 from ptlit import vllm_client
 from ptlit.bake import Baked, Ingredient, bake, virtual_embeddings
 from ptlit.build import call
-from ptlit.cards import Source, adapter_card, checkpoint_card, llama_cpp_card, prefix_card, vllm_card
+from ptlit.cards import (
+    Source,
+    adapter_card,
+    checkpoint_card,
+    held,
+    llama_cpp_card,
+    prefix_card,
+    vllm_card,
+)
 from ptlit.command import command
 from ptlit.data.example import leading_tokens
 from ptlit.lm import FrozenLM, load_lm
@@ -129,7 +137,8 @@ def opened_adapter(folder: Path, lm: str | None) -> Source:
     if not base_model:
         raise UserMistake(f"{folder / CONFIG} names no base model: give lm=...")
     frozen = load_lm(base_model)
-    return Source(frozen, PromptedLM(frozen, prompt_in(folder, frozen.shape)).to(frozen.device).eval())
+    prompt, leading = prompt_in(folder, frozen.shape), read_config(folder)["leading"]
+    return Source(frozen, PromptedLM(frozen, prompt, leading=leading).to(frozen.device).eval())
 
 
 def check_one_lm(paths: Mapping[str, Path], sources: Sources) -> None:
@@ -177,7 +186,10 @@ def lm_of(sources: Sources) -> FrozenLM:
 
 
 def ingredients_of(sources: Sources) -> dict[str, Ingredient]:
-    return {name: Ingredient(prompt_of(source), source.template) for name, source in sources.items()}
+    return {
+        name: Ingredient(prompt_of(each), each.template, after_bos=bool(each.prompted_lm.front.leading))
+        for name, each in sources.items()
+    }
 
 
 def how_near(baked: Baked) -> str:
@@ -194,25 +206,28 @@ def write_kv(sources: Sources, folder: Path) -> str:
         raise UserMistake("This LM does not keep keys and values in every layer: use format=checkpoint.")
     write_prefix(folder, prefix, source.lm)
     write_card(folder, prefix_card(source))
-    return f"Keys and values of {prefix.length} virtual tokens in {len(prefix.keys)} layers."
+    return f"Keys and values of {held(source.prompted_lm.front)} in {len(prefix.keys)} layers."
 
 
 def write_peft(sources: Sources, folder: Path) -> str:
     (source,) = sources.values()
     prompt, lm = prompt_of(source), source.lm
-    write_adapter(folder, prompt, lm.shape, lm.name, lm.revision)
+    front = source.prompted_lm.front
+    write_adapter(folder, prompt, lm.shape, lm.name, lm.revision, front)
     if lm.has_lora:
         write_lora(folder / "lora", lm)
     if source.cfg is not None:
         read = (source.template, source.label_words)
         beside = "lora" if lm.has_lora else None
-        write_card(folder, adapter_card(lm, prompt, *read, source.cfg, source.metrics, beside))
+        write_card(folder, adapter_card(prompt, front, *read, source.cfg, source.metrics, beside))
     return f"{prompt.peft_type} for {lm.name}{', and its LoRA' if lm.has_lora else ''}."
 
 
 def write_vllm(sources: Sources, folder: Path) -> str:
     (source,) = sources.values()
-    embeddings = virtual_embeddings("", prompt_of(source), source.lm).cpu().contiguous()
+    front = source.prompted_lm.front
+    learned = virtual_embeddings("", prompt_of(source), source.lm)
+    embeddings = front.embeddings(learned).detach().cpu().contiguous()
     template = source.template
     if template is not None and set(template.fields) != {"text"}:
         raise UserMistake(
@@ -222,7 +237,7 @@ def write_vllm(sources: Sources, folder: Path) -> str:
     place = next((index for index, (_, field, _) in enumerate(pieces) if field == "text"), -1)
     said = {
         "base_model": source.lm.name,
-        "leading": leading_tokens(source.lm.tokenizer),
+        "leading": [] if front.leading else leading_tokens(source.lm.tokenizer),
         "before": "".join(literal for literal, _, _ in pieces[: place + 1]),
         "after": "".join(literal for literal, _, _ in pieces[place + 1 :]),
     }
@@ -230,7 +245,7 @@ def write_vllm(sources: Sources, folder: Path) -> str:
     (folder / "client.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     shutil.copy(vllm_client.__file__, folder / "client.py")
     write_card(folder, vllm_card(source))
-    return f"Embeddings of {len(embeddings)} virtual tokens, and a client."
+    return f"Embeddings of {held(front)}, and a client."
 
 
 def write_card(folder: Path, card: str) -> None:

@@ -89,15 +89,14 @@ def attention_received(prompted_lm: PromptedLM, rows: Sequence[Tensor]) -> Tenso
     """(L, P): the share of its attention that a token of the text pays to each virtual token, the mean over
     heads, the tokens of a row, and rows (T,).
     """
-    lm, count = prompted_lm.lm.model, prompted_lm.num_virtual_tokens
-    prefix = prompted_lm.prefix()
+    lm, front, prefix = prompted_lm.lm.model, prompted_lm.front, prompted_lm.prefix()
     if prefix is None and not prompted_lm.in_rows:
         raise UserMistake("Not every layer of this LM attends, so there is no attention to show.")
     shares = []
     with attentions_kept(lm):
-        for ids in rows:
-            before = prefix.length if prefix is not None else 0
-            seen = torch.ones(1, before + len(ids), dtype=torch.long, device=ids.device)
+        for row in rows:
+            (ids,), text = front.behind(row[None], torch.ones_like(row)[None])
+            seen = front.seen(text)
             read = lm(
                 **prompted_lm.tokens(ids[None]),
                 attention_mask=seen,
@@ -107,7 +106,8 @@ def attention_received(prompted_lm: PromptedLM, rows: Sequence[Tensor]) -> Tenso
             )
             if not read.attentions or read.attentions[0] is None:
                 raise UserMistake("This LM does not tell how it attends.")
-            virtual = (ids < 0).nonzero()[:, 0] if prefix is None else torch.arange(count, device=ids.device)
+            places = torch.arange(len(front.leading), front.length, device=ids.device)
+            virtual = (ids < 0).nonzero()[:, 0] if prefix is None else places
             paid = [layer[0, :, ids >= 0][:, :, virtual] for layer in read.attentions]  # L of (heads, T, P)
             shares.append(torch.stack([each.float().mean((0, 1)) for each in paid]))
     return torch.stack(shares).mean(0).cpu()

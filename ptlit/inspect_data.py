@@ -16,13 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from ptlit.build import make, options_of
 from ptlit.callbacks.speed import peak_memory_mb
 from ptlit.command import command
-from ptlit.config import config_mistakes
+from ptlit.config import config_mistakes, find_target
 from ptlit.data import ClassificationData, TextData
 from ptlit.data.collate import IndexedRow
 from ptlit.data.example import NOT_LEARNED
 from ptlit.data.sampler import Batches, Places
 from ptlit.lm import load_lm, load_tokenizer
 from ptlit.mistake import UserMistake
+from ptlit.prompt import EmbeddingPrompt
 from ptlit.quiet import quiet
 
 BARS = 12  # of the histogram
@@ -41,7 +42,7 @@ def inspect_data(cfg: DictConfig) -> None:
     data: TextData[Any] = make(cfg.data, tokenizer=tokenizer_of(cfg.model), seed=cfg.seed)
     data.setup()
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
-    print_rows(console, data, cfg.split, cfg.rows, cfg.prompt.get("num_virtual_tokens") or 0)
+    print_rows(console, data, cfg.split, cfg.rows, *front_of(cfg.prompt, data))
     console.print(splits_table(data))
     for note in data.summary()["notes"]:
         console.print(note)
@@ -63,16 +64,24 @@ def tokenizer_of(node: DictConfig) -> PreTrainedTokenizerBase:
     return load_tokenizer(**{key: options[key] for key in about_files if key in options})
 
 
+def front_of(prompt: DictConfig, data: TextData[Any]) -> tuple[int, int]:
+    """The virtual tokens that stand before every row, and how many of a row's own tokens before them."""
+    if data.slots:
+        return 0, 0
+    method, _ = find_target("prompt", str(prompt.get("_target_")))
+    placed = isinstance(method, type) and issubclass(method, EmbeddingPrompt)
+    return prompt.get("num_virtual_tokens") or 0, len(data.leading) if placed else 0
+
+
 def print_rows(
-    console: Console, data: TextData[Any], split: str, count: int, num_virtual_tokens: int
+    console: Console, data: TextData[Any], split: str, count: int, in_front: int, leading: int
 ) -> None:
-    in_front = 0 if data.slots else num_virtual_tokens
     for row in chosen(data, split, count):
         label = ""
         if data.label_words is not None:
             label = f", {data.label_words.names[row['label']]}"
         console.rule(f"{split} {row['row'] + 1}: {len(row['input_ids'])} tokens{label}", align="left")
-        console.print(as_read(data, split, row, in_front))
+        console.print(as_read(data, split, row, in_front, leading))
     if count:
         marks = Text("\n").append("⟦learned⟧", LEARNED).append("  ").append("‹virtual tokens›", VIRTUAL)
         console.print(marks.append("  ").append("✂ cut\n", CUT))
@@ -87,10 +96,14 @@ def chosen(data: TextData[Any], split: str, count: int) -> list[IndexedRow]:
     return shown
 
 
-def as_read(data: TextData[Any], split: str, row: IndexedRow, in_front: int = 0) -> Text:
-    """All that the LM sees of a row, token by token, so that nothing of it is only thought to be there."""
-    text = Text(f"‹{in_front} virtual tokens›" if in_front else "", VIRTUAL)
-    pairs = zip(row["input_ids"], row["labels"], strict=True)
+def as_read(data: TextData[Any], split: str, row: IndexedRow, in_front: int = 0, leading: int = 0) -> Text:
+    """All that the LM sees of a row, token by token, so that nothing of it is only thought to be there.
+
+    `in_front` virtual tokens stand behind the `leading` ones of the row.
+    """
+    text = Text(str(data.tokenizer.decode(row["input_ids"][:leading])), READ)
+    text.append(f"‹{in_front} virtual tokens›" if in_front else "", VIRTUAL)
+    pairs = zip(row["input_ids"][leading:], row["labels"][leading:], strict=True)
     kinds = groupby(pairs, key=lambda pair: (pair[0] < 0, pair[1] != NOT_LEARNED))
     cut = data.cut[split][row["row"]]
     if cut and not isinstance(data, ClassificationData):

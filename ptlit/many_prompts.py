@@ -42,6 +42,9 @@ class ManyPrompts(nn.Module):
         """
         words = [self._words_of(name) for name in names]
         prefix = self._prefixes_of(names)
+        attention_mask = self._behind(names, input_ids, attention_mask)
+        order = (1 - attention_mask).argsort(dim=1, stable=True)  # (B, T): padding last
+        input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = places == attention_mask.sum(1, keepdim=True) - 1
         if all(each.longest == 1 for each in words):
@@ -80,6 +83,7 @@ class ManyPrompts(nn.Module):
             )
         prefix = self._prefixes_of(names)
         text, mask = unpadded(input_ids, attention_mask)
+        mask = self._behind(names, text, mask)
         before, last = mask[:, :-1], mask[:, -1:]
         if before.any():  # read with its padding behind it, where nothing counts it
             order = (1 - before).argsort(dim=1, stable=True)
@@ -99,6 +103,18 @@ class ManyPrompts(nn.Module):
         )
         new = written[:, whole.shape[1] :]  # (B * sequences, M)
         return torch.cat([input_ids.repeat_interleave(decoding.sequences, dim=0), new], dim=1)
+
+    def _behind(self, names: Sequence[str], input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The mask (B, T) of what goes on behind the prompts: not of the words that stand before them."""
+        mask = attention_mask.clone()
+        for name in dict.fromkeys(names):
+            rows = torch.tensor([each == name for each in names], device=mask.device)
+            front = self.prompts[name].front
+            _, rest = front.behind(input_ids[rows], mask[rows])  # (rows, T - n)
+            mask[rows] = nn.functional.pad(rest, (len(front.leading), 0))
+        if not mask.any(1).all():
+            raise UserMistake("A row has no text behind its prompt, so there is nothing to read.")
+        return mask
 
     def _read(
         self, prefix: PrefixOfRows, input_ids: Tensor, attention_mask: Tensor, keep: Tensor

@@ -2,6 +2,9 @@
 
 PEFT needs one tensor, `prompt_embeddings`, and ignores the rest of the file: the prompt's own tensors
 (encoder included) travel beside it under `ptlit.`, so that the same file can be trained further.
+
+PEFT puts virtual tokens before all else. Where ours stand behind BOS, its embedding comes along as the first
+of theirs, and texts go in without it.
 """
 
 import json
@@ -16,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ptlit.front import Front
 from ptlit.lm import LMShape
 from ptlit.mistake import UserMistake
 from ptlit.prompt import EmbeddingPrompt, KeyValuePrompt, PrefixTuning, PromptTuning, SoftPrompt
@@ -25,6 +29,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EMBEDDINGS = "prompt_embeddings"  # the one tensor that PEFT reads
 OURS = "ptlit."  # how the names of the others begin
 METHOD = "ptlit_method"  # in the file's metadata: the class that the others belong to
+LEADING = "ptlit_leading"  # there too: the tokens whose embeddings come before those that were learned
 INPUT_TYPES, DEEP_TYPES = ("PROMPT_TUNING", "P_TUNING"), ("PREFIX_TUNING",)
 
 
@@ -42,7 +47,7 @@ def prompt_embeddings(prompt: SoftPrompt) -> Tensor:
 
 
 def adapter_config(
-    prompt: SoftPrompt, shape: LMShape, base_model: str, revision: str | None = None
+    prompt: SoftPrompt, count: int, shape: LMShape, base_model: str, revision: str | None = None
 ) -> dict[str, object]:
     deep = not isinstance(prompt, EmbeddingPrompt)
     return {
@@ -53,7 +58,7 @@ def adapter_config(
         "num_attention_heads": shape.num_kv_heads,
         "num_layers": shape.num_layers,
         "num_transformer_submodules": 1,
-        "num_virtual_tokens": prompt.num_virtual_tokens,
+        "num_virtual_tokens": count,
         "peft_type": prompt.peft_type,
         "revision": revision,
         "task_type": "CAUSAL_LM",
@@ -63,18 +68,30 @@ def adapter_config(
 
 
 def write_adapter(
-    folder: Path, prompt: SoftPrompt, shape: LMShape, base_model: str, revision: str | None = None
+    folder: Path,
+    prompt: SoftPrompt,
+    shape: LMShape,
+    base_model: str,
+    revision: str | None = None,
+    front: Front | None = None,
 ) -> None:
-    """Each file is written under another name first: a crash leaves the old adapter whole."""
+    """Each file is written under another name first: a crash leaves the old adapter whole. `front` is what
+    the virtual tokens stand in, where that is more than themselves.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    given, leading = prompt_embeddings(prompt), front.leading if front is not None else ()
+    if front is not None and leading:
+        given = torch.cat([front.words().detach().float().cpu(), given])
     ours = {OURS + name: tensor.detach().cpu().contiguous() for name, tensor in prompt.state_dict().items()}
-    tensors = {EMBEDDINGS: prompt_embeddings(prompt), **ours}
+    tensors = {EMBEDDINGS: given, **ours}
     metadata = {"format": "pt", METHOD: type(prompt).__name__}
+    metadata |= {LEADING: json.dumps(leading)} if leading else {}
     half = folder / (WEIGHTS + ".part")
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, half, metadata=metadata)
     os.replace(half, folder / WEIGHTS)
     half = folder / (CONFIG + ".part")
-    half.write_text(json.dumps(adapter_config(prompt, shape, base_model, revision), indent=2) + "\n")
+    config = adapter_config(prompt, len(given), shape, base_model, revision)
+    half.write_text(json.dumps(config, indent=2) + "\n")
     os.replace(half, folder / CONFIG)
 
 
@@ -85,7 +102,8 @@ class Adapter:
     folder: Path
     peft_type: str
     base_model: str
-    embeddings: Tensor  # (P, H), or (P, L * 2 * K * D)
+    leading: tuple[int, ...]  # tokens that the virtual ones stand behind; nothing in PEFT's own
+    embeddings: Tensor  # (P, H), or (P, L * 2 * K * D), without those tokens
     ours: dict[str, Tensor]
     method: str | None  # the class that `ours` belong to
 
@@ -103,8 +121,9 @@ def open_adapter(folder: Path) -> Adapter:
         raise UserMistake(f"{folder / WEIGHTS} has no tensor {EMBEDDINGS}: it holds {', '.join(tensors)}.")
     if not tensors[EMBEDDINGS].isfinite().all():
         raise UserMistake(f"{folder / WEIGHTS} holds numbers that are not finite.")
-    embeddings = tensors[EMBEDDINGS].float()
-    return Adapter(folder, config["peft_type"], str(config["base_model"]), embeddings, ours, method)
+    leading = config["leading"]
+    embeddings = tensors[EMBEDDINGS][len(leading) :].float()
+    return Adapter(folder, config["peft_type"], str(config["base_model"]), leading, embeddings, ours, method)
 
 
 def adapter_folder(folder: Path) -> Path:
@@ -135,11 +154,23 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} holds {kind}, which is no soft prompt that ptlit knows: known are "
             f"{', '.join((*INPUT_TYPES, *DEEP_TYPES))}."
         )
+    leading = leading_of(folder / WEIGHTS)
     return {
         "peft_type": kind,
-        "num_virtual_tokens": count,
+        "num_virtual_tokens": count - len(leading) if isinstance(count, int) else count,
+        "leading": leading,
         "base_model": config.get("base_model_name_or_path"),
     }
+
+
+def leading_of(weights: Path) -> tuple[int, ...]:
+    """The tokens that virtual ones stand behind in this file."""
+    try:
+        with safe_open(weights, framework="np") as file:
+            said = json.loads((file.metadata() or {}).get(LEADING, "[]"))
+        return tuple(map(int, said))
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise UserMistake(f"{weights} is broken: {' '.join(str(error).split())}.") from error
 
 
 def check_kind(folder: Path, config: Mapping[str, Any], method: type[SoftPrompt], count: int | None) -> None:

@@ -48,6 +48,9 @@ def load_prefix(folder: Path, lm: FrozenLM) -> Prefix:
 
 
 def load_cache(folder: str | Path, lm: FrozenLM, batch_size: int = 1) -> DynamicCache:
-    """An ordinary cache that begins with the prefix: `generate(..., past_key_values=...)` goes on from it."""
+    """An ordinary cache that begins with the prefix: `generate(..., past_key_values=...)` goes on from it.
+
+    The prefix of virtual tokens that stand behind BOS has BOS too, and the text then goes in without it.
+    """
     with torch.no_grad():
         return load_prefix(Path(folder), lm).growing_cache(lm.model, batch_size)

@@ -6,7 +6,7 @@ values, and it is the reference that tests hold the first against.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from ptlit.decoding import Decoding, cache_behind, padding_first, refuse, side_by_side, unpadded
+from ptlit.front import Front
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
 from ptlit.packing import Pack, read_packed
@@ -29,14 +30,21 @@ class PromptedLM(nn.Module):
     padding.
     """
 
-    def __init__(self, lm: FrozenLM, prompt: SoftPrompt | None, slots: int = 0):
-        """Where the rows have `slots`, virtual tokens stand in them (ids below 0), not before every row."""
+    def __init__(self, lm: FrozenLM, prompt: SoftPrompt | None, slots: int = 0, leading: Sequence[int] = ()):
+        """Where the rows have `slots`, virtual tokens stand in them (ids below 0), not before every row.
+
+        Without slots those of the input kind stand behind the `leading` tokens, with which every row begins.
+        Keys and values have no such place.
+        """
         super().__init__()
         self.lm = lm
         self.prompt = prompt
         self.in_rows = slots > 0 and prompt is not None
         self.num_virtual_tokens = prompt.num_virtual_tokens if prompt is not None else 0
-        self.in_front = 0 if self.in_rows else self.num_virtual_tokens
+        placed = isinstance(prompt, EmbeddingPrompt) and not self.in_rows
+        self.front = Front(
+            lm, tuple(leading) if placed else (), 0 if self.in_rows else self.num_virtual_tokens
+        )
         longest = lm.shape.max_positions
         if longest is not None and self.num_virtual_tokens >= longest:
             raise UserMistake(
@@ -54,7 +62,7 @@ class PromptedLM(nn.Module):
             return None
         learned = self.prompt().to(self.lm.dtype)
         if isinstance(self.prompt, EmbeddingPrompt):
-            return Prefix.from_embeddings(learned, self.lm.model)
+            return Prefix.from_embeddings(self.front.embeddings(learned), self.lm.model)
         return Prefix.from_key_values(learned)
 
     def forward(
@@ -66,8 +74,14 @@ class PromptedLM(nn.Module):
         """
         if self.prompt is None:
             input_ids, attention_mask, keep = without_places(input_ids, attention_mask, keep)
-        if self._copies:
+        if self._copies or self.front.is_asked(keep):
             return self.forward_concatenated(input_ids, attention_mask, keep)
+        rows = self.front.behind(input_ids, attention_mask)
+        return self._logits_behind(*rows, self.front.kept_behind(keep), prefix)
+
+    def _logits_behind(
+        self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, prefix: Prefix | None
+    ) -> Tensor:
         lead = common_lead(input_ids, attention_mask, keep)
         if self.lm.packs:
             return self._packed_logits(input_ids, attention_mask, keep, lead, prefix)
@@ -87,16 +101,16 @@ class PromptedLM(nn.Module):
 
     def forward_concatenated(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> Tensor:
         """The same by the slow route: the virtual tokens are copied into every row."""
-        rows = len(input_ids)
         if isinstance(self.prompt, EmbeddingPrompt):
+            input_ids, attention_mask = self.front.behind(input_ids, attention_mask)
             embeds = self.embedded(input_ids)
-            mask = self._seen(attention_mask)
-            with _head_sees_only(self.lm.model, nn.functional.pad(keep, (self.in_front, 0))):
+            mask = self.front.seen(attention_mask)
+            with _head_sees_only(self.lm.model, self.front.kept(keep)):
                 return self.lm.model(
                     inputs_embeds=embeds, attention_mask=mask, use_cache=False, **self._positions(mask, 0)
                 ).logits[0]
         prefix = self.prefix()
-        cache = prefix.growing_cache(self.lm.model, rows) if prefix is not None else None
+        cache = prefix.growing_cache(self.lm.model, len(input_ids)) if prefix is not None else None
         return self.logits({"input_ids": input_ids}, attention_mask, keep, cache)
 
     def label_scores(
@@ -113,21 +127,22 @@ class PromptedLM(nn.Module):
         """
         if self.prompt is None:
             input_ids, attention_mask, _ = without_places(input_ids, attention_mask)
-        if self._copies:
+        ids, mask = self.front.behind(input_ids, attention_mask)
+        lengths = mask.sum(1)
+        if self._copies or not lengths.all():  # nothing is read behind the prompt, whose own end answers
             return self._scores_read_in_full(input_ids, attention_mask, label_ids)
         prefix = prefix if prefix is not None else self.prefix()
-        lengths = attention_mask.sum(1)
         if max(map(len, label_ids)) == 1:
-            places = torch.arange(input_ids.shape[1], device=input_ids.device)
+            places = torch.arange(ids.shape[1], device=ids.device)
             last = places == lengths[:, None] - 1
-            logits = self.forward(input_ids, attention_mask, last, prefix)  # (B, V)
-            return logits.float().log_softmax(-1)[:, [ids[0] for ids in label_ids]]
-        scores = torch.zeros(len(input_ids), len(label_ids), dtype=torch.float32, device=input_ids.device)
+            logits = self._logits_behind(ids, mask, last, prefix)  # (B, V)
+            return logits.float().log_softmax(-1)[:, [label[0] for label in label_ids]]
+        scores = torch.zeros(len(ids), len(label_ids), dtype=torch.float32, device=ids.device)
         for (
             length
         ) in lengths.unique().tolist():  # no padding between text and label: sliding windows count it
             rows = lengths == length
-            scores[rows] = self._scores_of_several_tokens(input_ids[rows, :length], label_ids, prefix)
+            scores[rows] = self._scores_of_several_tokens(ids[rows, :length], label_ids, prefix)
         return scores
 
     def _scores_of_several_tokens(
@@ -181,11 +196,14 @@ class PromptedLM(nn.Module):
         """transformers' `generate` behind the prompt: the input ids (left-padded) followed by new tokens."""
         decoding = Decoding.asked(self.lm.model, generation, input_ids.shape[1])
         refuse(decoding, attention_mask)
+        ids, mask = self.front.behind(input_ids, attention_mask)
         prefix = prefix if prefix is not None else self.prefix()
+        if not mask.any(1).all():
+            prefix = None  # where nothing stands behind the prompt, its own end has to be read again
         new = (
-            self._new_tokens_by_length(input_ids, attention_mask, prefix, decoding)
-            if self._padding_hides_the_prefix(attention_mask, prefix, decoding)
-            else self._new_tokens(*unpadded(input_ids, attention_mask), prefix, decoding)
+            self._new_tokens_by_length(ids, mask, prefix, decoding)
+            if self._padding_hides_the_prefix(mask, prefix, decoding)
+            else self._new_tokens(*unpadded(ids, mask), prefix, decoding)
         )  # (B * sequences, M)
         return torch.cat([input_ids.repeat_interleave(decoding.sequences, dim=0), new], dim=1)
 
@@ -214,17 +232,17 @@ class PromptedLM(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, prefix: Prefix | None, decoding: Decoding
     ) -> Tensor:
         model, behind = self.lm.model, {"attention_mask": attention_mask}
-        if self._copies or self.in_rows:
+        if prefix is None and self.prompt is not None:
             if decoding.is_assisted:
                 raise UserMistake(
                     "Assisted generation reads words alone, and here virtual tokens are among them."
                 )
-            embeddings, mask = padding_first(self.embedded(input_ids), self._seen(attention_mask))
+            embeddings, mask = padding_first(self.embedded(input_ids), self.front.seen(attention_mask))
             behind = {"inputs_embeds": embeddings, "attention_mask": mask}
             input_ids = input_ids.where(input_ids >= 0, decoding.pad_id)  # in a virtual token's place
         cache: dict[str, Any] = {}
         if prefix is not None:
-            mask = self._seen(attention_mask)
+            mask = self.front.seen(attention_mask)
             behind = {"attention_mask": mask, **self._positions(mask, prefix.length)}
             cache = {"past_key_values": cache_behind(prefix, model, decoding, input_ids)}
             decoding = decoding.but(cache_implementation=None)
@@ -242,8 +260,8 @@ class PromptedLM(nn.Module):
         keep = nn.functional.pad(keep[:, lead:][rest], (lead, 0))[None]
         if prefix is None and isinstance(self.prompt, EmbeddingPrompt):
             tokens = {"inputs_embeds": self.embedded(ids)}
-            pack = Pack.of(rest, shared=self.in_front + lead)
-            keep = nn.functional.pad(keep, (self.in_front, 0))
+            pack = Pack.of(rest, shared=self.front.length + lead)
+            keep = nn.functional.pad(keep, (self.front.length, 0))
         else:
             tokens = {"input_ids": ids}
             pack = Pack.of(rest, shared=lead, prefix=prefix if prefix is not None else self.prefix())
@@ -256,7 +274,7 @@ class PromptedLM(nn.Module):
         """Logits (N, V) of `tokens` where `keep` is True, on top of all that `cache` holds; the mask tells of
         both, save the virtual tokens.
         """
-        mask = self._seen(attention_mask)  # (B, P + all tokens so far)
+        mask = self.front.seen(attention_mask)  # (B, n + P + all tokens so far)
         with _head_sees_only(self.lm.model, keep):
             return self.lm.model(
                 **tokens,
@@ -275,16 +293,14 @@ class PromptedLM(nn.Module):
         return {"inputs_embeds": self.embedded(input_ids)} if self.in_rows else {"input_ids": input_ids}
 
     def embedded(self, input_ids: Tensor) -> Tensor:
-        """Embedded rows, the virtual tokens before each, (B, P + T, H), or in their places, (B, T, H)."""
+        """Embedded rows behind the front, (B, n + P + T, H), or virtual tokens in their places, (B, T, H)."""
         assert self.prompt is not None
         virtual = self.prompt().to(self.lm.dtype)  # (P, H)
         words = self.lm.embed(input_ids.clamp(min=0))
         if self.in_rows:
             return torch.where((input_ids < 0)[..., None], virtual[(-1 - input_ids).clamp(min=0)], words)
-        return torch.cat([virtual.expand(len(input_ids), -1, -1), words], dim=1)
-
-    def _seen(self, attention_mask: Tensor) -> Tensor:
-        return nn.functional.pad(attention_mask, (self.in_front, 0), value=1)  # (B, P + T)
+        front = self.front.embeddings(virtual)  # (n + P, H)
+        return torch.cat([front.expand(len(input_ids), -1, -1), words], dim=1)
 
     def _positions(self, mask: Tensor, start: int) -> dict[str, Tensor]:
         if not self._takes_positions:  # Bloom reads its own from the mask

@@ -33,9 +33,18 @@ def resumed(argv: Sequence[str]) -> list[str]:
     saved = folder / ".hydra" / "overrides.yaml"
     if not saved.is_file():
         raise UserMistake(f"resume={folder}: {saved} is missing, which tells how that run was started.")
-    again = [str(word) for word in OmegaConf.load(saved) if _key(str(word)) not in new_keys]
+    words = [*map(str, OmegaConf.load(saved)), *_place_of_before(run)]
+    again = [word for word in words if _key(word) not in new_keys]
     here = [] if "hydra.run.dir" in new_keys else [f"hydra.run.dir='{folder}'"]
     return [*argv, *again, *here]
+
+
+def _place_of_before(run: RunFolder) -> list[str]:
+    """A run that began when virtual tokens always stood before BOS goes on with them there."""
+    data = OmegaConf.select(OmegaConf.load(run.config), "data") if run.config.is_file() else None
+    if data is None or "before_bos" in data or not str(data.get("_target_")).startswith("ptlit.data."):
+        return []
+    return ["++data.before_bos=true"]
 
 
 def _own_folder(argv: Sequence[str]) -> Path | None:

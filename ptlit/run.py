@@ -16,8 +16,9 @@ from yaml import YAMLError
 
 from ptlit.build import make, options_of
 from ptlit.config import find_target, node_mistakes
-from ptlit.data import ChatData, ClassificationData, LabelWords, Template
+from ptlit.data import ChatData, ChatTemplate, ClassificationData, LabelWords, Template
 from ptlit.data.classification import listening
+from ptlit.data.example import leading_tokens
 from ptlit.fingerprint import fingerprint
 from ptlit.lm import FrozenLM
 from ptlit.lora import Lora, with_lora
@@ -70,7 +71,8 @@ def open_run(
     prompt = load_prompt(cfg, frozen, tensors_of(state, PROMPT), title)
     template, label_words = reading(folder, cfg, frozen)
     slots = template.slots if template is not None else 0
-    prompted_lm = PromptedLM(frozen, prompt, slots).to(frozen.device).eval()
+    prompted_lm = PromptedLM(frozen, prompt, slots, leading(cfg, frozen, template))
+    prompted_lm = prompted_lm.to(frozen.device).eval()
     return Run(folder, cfg, frozen, prompted_lm, template, label_words, cfg.data.max_length)
 
 
@@ -242,3 +244,13 @@ def reading(folder: RunFolder, cfg: DictConfig, lm: FrozenLM) -> tuple[Template 
     of_names = {str(name): word if isinstance(word, list) else str(word) for name, word in words.items()}
     calibrate = bool(cfg.data.get("calibrate"))
     return template, listening(template, list(of_names), of_names, lm.tokenizer, calibrate)
+
+
+def leading(cfg: DictConfig, lm: FrozenLM, template: Template | None) -> list[int]:
+    """What stands before the virtual tokens; nothing in runs of before this could be chosen."""
+    if cfg.data.get("before_bos", True):
+        return []
+    if template is not None:
+        return leading_tokens(lm.tokenizer)
+    data = options_of(cfg.data)
+    return ChatTemplate(lm.tokenizer, data.get("chat_template"), data.get("template_options")).leading

@@ -151,14 +151,15 @@ def finish(training: Training, cfg: DictConfig, folder: RunFolder, metrics: dict
     prompt = training.module.prompted_lm.prompt
     assert prompt is not None
     folder.write_metrics(metrics)
-    write_adapter(folder.adapter, prompt, training.lm.shape, training.lm.name, training.lm.revision)
+    lm, front = training.lm, training.module.prompted_lm.front
+    write_adapter(folder.adapter, prompt, lm.shape, lm.name, lm.revision, front)
     if training.lm.trained:
         write_lora(folder.lora, training.lm)
     data = training.data
     template = data.template if isinstance(data, ClassificationData) else None
     words = data.label_words if isinstance(data, ClassificationData) else None
-    beside = f"../{folder.lora.name}" if training.lm.has_lora else None
-    card = adapter_card(training.lm, prompt, template, words, completed(cfg, data), metrics, beside)
+    beside = f"../{folder.lora.name}" if lm.has_lora else None
+    card = adapter_card(prompt, front, template, words, completed(cfg, data), metrics, beside)
     (folder.adapter / "README.md").write_text(card, encoding="utf-8")
     title = str(HydraConfig.get().runtime.choices["experiment"])
     plot_curves(folder.curve_files(), folder.curves, metrics, title)

@@ -46,6 +46,7 @@ class ChatData(TextData[Dialogue]):
         chat_template: str | None = None,
         template_options: Mapping[str, Any] | None = None,
         instruction: str | None = None,
+        before_bos: bool = False,
         max_length: int = 512,
         batch_size: int = 4,
         max_tokens: int | None = None,
@@ -69,6 +70,7 @@ class ChatData(TextData[Dialogue]):
             fold=fold,
             few_shot=None,
             balanced=False,
+            before_bos=before_bos,
             max_length=max_length,
             batch_size=batch_size,
             max_tokens=max_tokens,
@@ -102,6 +104,10 @@ class ChatData(TextData[Dialogue]):
         return (
             self._instruction or "You are a helpful assistant. Reply to the user in the way you were shown."
         )
+
+    @property
+    def _leading(self) -> list[int]:
+        return self.template.leading
 
     @property
     def content(self) -> str:

@@ -6,6 +6,7 @@ follows; what is learned must be what inference meets, so such replies become ro
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ptlit.data.chat_formats import BadDialogue
 from ptlit.data.dialogues import Message
-from ptlit.data.example import Example, Segment, token_ids
+from ptlit.data.example import Example, Segment, leading_tokens, token_ids
 from ptlit.mistake import UserMistake
 
+SYSTEM = Message(role="system", content="Answer.")
 SAMPLE = [Message(role="user", content="Question?"), Message(role="assistant", content="Answer.")]
 
 
@@ -87,6 +89,15 @@ class ChatTemplate:
     def ids(self, messages: Sequence[Message]) -> list[int]:
         """What the LM reads before it replies."""
         return token_ids([self.text(messages, ask=True)], self.tokenizer)[0]
+
+    @property
+    def leading(self) -> list[int]:
+        """What the tokenizer puts before a text, if every dialogue begins with it too."""
+        leading = leading_tokens(self.tokenizer)
+        begun = [self.ids(SAMPLE[:1])[: len(leading)]]
+        with suppress(BadDialogue):  # a template may know no system prompt
+            begun.append(self.ids([SYSTEM, *SAMPLE[:1]])[: len(leading)])
+        return leading if all(each == leading for each in begun) else []
 
     @property
     def stop_ids(self) -> list[int]:

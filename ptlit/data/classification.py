@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ptlit.data import templates
 from ptlit.data.datamodule import OnBadRow, TextData
-from ptlit.data.example import Example, encode_all
+from ptlit.data.example import Example, encode_all, leading_tokens
 from ptlit.data.formats import Table, read_table
 from ptlit.data.label_words import LabelWords
 from ptlit.data.rows import Columns, SourceRow, UsableRows, clean_rows
@@ -51,6 +51,7 @@ class ClassificationData(TextData[SourceRow]):
         label_words: dict[str, str | list[str]] | None = None,
         calibrate: bool = False,
         instruction: str | None = None,
+        before_bos: bool = False,
         max_length: int = 256,
         batch_size: int = 8,
         max_tokens: int | None = None,
@@ -74,6 +75,7 @@ class ClassificationData(TextData[SourceRow]):
             fold=fold,
             few_shot=few_shot,
             balanced=balanced,
+            before_bos=before_bos,
             max_length=max_length,
             batch_size=batch_size,
             max_tokens=max_tokens,
@@ -128,6 +130,10 @@ class ClassificationData(TextData[SourceRow]):
     @property
     def instruction(self) -> str:
         return self._instruction or f"Choose the label of the text: {', '.join(self.label_words.names)}."
+
+    @property
+    def _leading(self) -> list[int]:
+        return leading_tokens(self.tokenizer)
 
     @property
     def content(self) -> str:

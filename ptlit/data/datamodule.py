@@ -64,6 +64,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         fold: int | None,
         few_shot: int | None,
         balanced: bool,
+        before_bos: bool,
         max_length: int,
         batch_size: int,
         max_tokens: int | None,
@@ -83,6 +84,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         self.subset = subset
         self.val_path = val_path
         self.test_path = test_path
+        self.before_bos = before_bos
         self.max_length = _at_least(1, "max_length", max_length)
         self.batch_size = _at_least(1, "batch_size", batch_size)
         self.max_tokens = _at_least_one_or_all("max_tokens", max_tokens)
@@ -123,6 +125,16 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
     @abstractmethod
     def instruction(self) -> str:
         """The task in words, from which a prompt can start."""
+
+    @property
+    def leading(self) -> list[int]:
+        """What stands before virtual tokens that have no slots: BOS, unless it is said otherwise."""
+        return [] if self.before_bos else self._leading
+
+    @property
+    @abstractmethod
+    def _leading(self) -> list[int]:
+        """The tokenizer's own tokens that every row begins with."""
 
     @property
     @abstractmethod

@@ -30,6 +30,7 @@ class Task:
     labels: Sequence[Sequence[int]] = ()  # a word for each; none where text is learned
     common: Sequence[int] = ()  # the most frequent of the training rows
     texts: Sequence[Sequence[int]] = ()  # a few training rows, as far as they are read
+    leading: int = 0  # tokens of each text that stand before the virtual tokens
 
 
 def start_prompt(
@@ -54,7 +55,7 @@ def start_prompt(
 
 def start_embeddings(lm: FrozenLM, from_: str, count: int, text: str | None, task: Task) -> Tensor:
     if from_ == "zero":
-        return silent_embeddings(lm, count, task.texts)
+        return silent_embeddings(lm, count, task.texts, task.leading)
     if from_ == "spread":
         return spread_embeddings(lm, count)
     if from_ == "text":

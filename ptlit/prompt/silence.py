@@ -18,15 +18,18 @@ from ptlit.mistake import UserMistake
 FAINT = 0.1  # of an embedding; not 0, where gradients through an LM's norm are beyond all bounds
 
 
-def silent_embeddings(lm: FrozenLM, count: int, texts: Sequence[Sequence[int]]) -> Tensor:
-    """(P, H): of those tried, that with the least divergence of the next word, summed over the texts."""
+def silent_embeddings(lm: FrozenLM, count: int, texts: Sequence[Sequence[int]], leading: int = 0) -> Tensor:
+    """(P, H): of those tried, that with the least divergence of the next word, summed over the texts.
+
+    They are tried behind so many `leading` tokens of each text.
+    """
     if not texts:
         raise UserMistake("prompt.init.from=zero needs texts to try it on: give data, or another start.")
     rows = [torch.tensor([list(text)], device=lm.device) for text in texts]  # (1, T)
     alone = [lm.model(input_ids=ids).logits[0, -1].float().log_softmax(-1) for ids in rows]  # (V,)
 
     def divergence(tried: Tensor) -> float:
-        said = [next_word(lm, tried, ids) for ids in rows]
+        said = [next_word(lm, tried, ids, leading) for ids in rows]
         pairs = zip(said, alone, strict=True)
         return sum(F.kl_div(now, before, reduction="sum", log_target=True).item() for now, before in pairs)
 
@@ -43,7 +46,8 @@ def little(lm: FrozenLM, count: int, first: int) -> list[Tensor]:
     return [each for word in words for each in (word * strength, word)]
 
 
-def next_word(lm: FrozenLM, virtual: Tensor, ids: Tensor) -> Tensor:
-    """Log-probabilities (V,) after virtual tokens (P, H) and a text (1, T)."""
-    embedded = torch.cat([virtual[None], lm.embed(ids)], dim=1)  # (1, P + T, H)
+def next_word(lm: FrozenLM, virtual: Tensor, ids: Tensor, leading: int) -> Tensor:
+    """Log-probabilities (V,) after a text (1, T), with virtual tokens (P, H) behind its `leading` ones."""
+    words = lm.embed(ids)
+    embedded = torch.cat([words[:, :leading], virtual[None], words[:, leading:]], dim=1)  # (1, P + T, H)
     return lm.model(inputs_embeds=embedded).logits[0, -1].float().log_softmax(-1)

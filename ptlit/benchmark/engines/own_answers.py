@@ -7,7 +7,7 @@ import torch
 from ptlit.benchmark.answers import Answers, Questions, Texts, Tokens, cut_at_end, left_padded
 from ptlit.benchmark.case import Node, made
 from ptlit.lm import FrozenLM
-from ptlit.peft_format import read_adapter
+from ptlit.peft_format import read_adapter, read_config
 from ptlit.prefix import Prefix
 from ptlit.prompted_lm import PromptedLM
 
@@ -17,7 +17,8 @@ class OwnAnswers(Answers):
         own = made(prompt, shape=lm.shape)
         read_adapter(adapter, own)
         self.lm, self.questions = lm, questions
-        self.prompted_lm = PromptedLM(lm, own.eval().to(lm.device))
+        leading = read_config(adapter)["leading"]
+        self.prompted_lm = PromptedLM(lm, own.eval().to(lm.device), leading=leading)
         self.prefix: Prefix | None = None
 
     @torch.no_grad()

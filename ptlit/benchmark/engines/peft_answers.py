@@ -8,6 +8,7 @@ from peft import PeftModel
 from ptlit.benchmark.answers import Answers, Questions, Texts, Tokens, cut_at_end, left_padded
 from ptlit.benchmark.case import Node
 from ptlit.lm import FrozenLM
+from ptlit.peft_format import read_config
 from ptlit.products import restore
 
 
@@ -16,6 +17,7 @@ class PeftAnswers(Answers):
         self.lm, self.questions = lm, questions
         restore(lm.model)
         self.model = PeftModel.from_pretrained(lm.model, str(adapter)).eval()
+        self.held = len(read_config(adapter)["leading"])  # tokens of the text that the adapter brings
 
     def begin(self) -> None:
         """It computes the virtual tokens anew for every batch."""
@@ -32,7 +34,7 @@ class PeftAnswers(Answers):
     @torch.no_grad()
     def _written(self, texts: Texts, new_tokens: int) -> list[Tokens]:
         end = self.lm.model.generation_config.eos_token_id
-        ids, mask = left_padded(texts, end or 0, self.lm.device)
+        ids, mask = left_padded([text[self.held :] for text in texts], end or 0, self.lm.device)
         written = self.model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False
         )
