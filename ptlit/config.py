@@ -20,7 +20,7 @@ from ptlit.signature import LATER, MISSING, guess, option_mistakes, shown
 Options = dict[str, Any]
 
 # each of these names one thing
-PARTS = ("model", "lora", "data", "prompt", "optim", "schedule", "trainer", "benchmark")
+PARTS = ("model", "lora", "data", "prompt", "optim", "schedule", "loss", "trainer", "benchmark")
 BOXES = ("callbacks", "logger")  # each of these holds any number of named things
 SPREAD = ("experiment", "hydra", "sweep")  # groups that write into the others and have no key of their own
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
@@ -65,7 +65,7 @@ def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
             found = node_mistakes(part, tree.get(part)) + rule_mistakes(part, tree.get(part))
             mistakes += found + trial_mistakes(part, tree.get(part), found)
     mistakes += slot_mistakes(tree.get("data"), tree.get("prompt"))
-    mistakes += label_start_mistakes(tree.get("data"), tree.get("prompt"))
+    mistakes += label_mistakes(tree.get("data"), tree.get("prompt"), tree.get("loss"))
     for box in BOXES:
         for name, node in (tree.get(box) or {}).items():
             mistakes += node_mistakes(f"{box}.{name}", node) if node is not None else []
@@ -135,14 +135,14 @@ def plain(cfg: DictConfig, path: str, value: Any, mistakes: list[str]) -> Any:
 
 def node_mistakes(path: str, node: Any) -> list[str]:
     """A node's own mistakes, and those of the nodes inside it."""
-    if node is LATER or node == MISSING or (node is None and path in ("schedule", "lora")):
+    if node is LATER or node == MISSING or (node is None and path in ("schedule", "lora", "loss")):
         return []
     if node is None:
         return [f"{path} is left out: give {path}=... (a file of conf/{path})."]
     if not isinstance(node, dict):
         return [f"{path}={shown(node)} must be a mapping with a _target_."]
     if "_target_" not in node:
-        choose = f": give {path}=... (a file of conf/{path})" if path in PARTS else ""
+        choose = f": give {path}=... (a file of conf/{path})" if (conf_folder() / path).is_dir() else ""
         return [f"{path} has no _target_, so nothing says what it is{choose}."]
     options = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
     target, mistakes = find_target(path, str(node["_target_"]))
@@ -181,18 +181,23 @@ def start_mistakes(init: Any, method: Any = None, count: Any = None) -> list[str
     return mistakes
 
 
-def label_start_mistakes(data: Any, prompt: Any) -> list[str]:
-    """Label words are asked for where rows have no labels."""
+def label_mistakes(data: Any, prompt: Any, loss: Any) -> list[str]:
+    """Labels are asked for where rows have none."""
     from ptlit.data import ChatData
 
+    if not isinstance(data, dict) or find_target("data", str(data.get("_target_")))[0] is not ChatData:
+        return []
+    mistakes = []
     init = prompt.get("init") if isinstance(prompt, dict) else None
-    if not isinstance(init, dict) or init.get("from") != "labels" or not isinstance(data, dict):
-        return []
-    if find_target("data", str(data.get("_target_")))[0] is not ChatData:
-        return []
-    return [
-        "prompt.init.from=labels: dialogues have no labels: choose another, such as prompt.init.from=text."
-    ]
+    if isinstance(init, dict) and init.get("from") == "labels":
+        mistakes.append(
+            "prompt.init.from=labels: dialogues have no labels: choose another, such as"
+            " prompt.init.from=text."
+        )
+    weight = loss.get("label_weight") if isinstance(loss, dict) else None
+    if isinstance(weight, int | float) and weight > 0:
+        mistakes.append(f"loss.label_weight={weight} ranks labels, and dialogues have none: leave it out.")
+    return mistakes
 
 
 def adapter_mistakes(start: str, method: Any, count: Any) -> list[str]:
@@ -276,7 +281,7 @@ def trial_mistakes(path: str, node: Any, found: Sequence[str]) -> list[str]:
     """What the constructor objects to, learned by calling it with stand-ins: nothing is allocated or read."""
     wrong = {re.split(r"[=\s]", mistake, maxsplit=1)[0].rpartition(".")[2] for mistake in found}
     if (
-        path not in ("lora", "data", "prompt", "optim", "benchmark")
+        path not in ("lora", "data", "prompt", "optim", "loss", "benchmark")
         or not isinstance(node, dict)
         or "_target_" in wrong
     ):
@@ -292,6 +297,7 @@ def trial_mistakes(path: str, node: Any, found: Sequence[str]) -> list[str]:
         "prompt": {"shape": LMShape(64, 2, 2, 32, None)},
         "benchmark": {},
         "lora": {},
+        "loss": {},
         "optim": {"params": [torch.nn.Parameter(torch.empty(1))]},
     }
     stand_ins, target, mistakes = known[path], resolve_name(node["_target_"]), []

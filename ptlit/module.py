@@ -11,8 +11,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ptlit.data import Batch, LabelWords
 from ptlit.leaning import leaning
-from ptlit.loss import divergence, learned_positions, learned_token_loss, means_of_rows
+from ptlit.loss import Loss, divergence, learned_positions, learned_token_loss, means_of_rows
 from ptlit.metrics import LabelMetrics, TextMetrics
+from ptlit.mistake import UserMistake
 from ptlit.prefix import Prefix
 from ptlit.prompted_lm import PromptedLM
 
@@ -22,9 +23,9 @@ MakeSchedule = Callable[..., LRScheduler]  # (optimizer, num_training_steps=...)
 
 class SoftPromptModule(L.LightningModule):
     """Trains the prompt of a `PromptedLM`. With `label_words` rows are classified, without them text is
-    learned. `kl_weight` times the divergence from the untrained LM is added to the loss: it limits what the
-    LM forgets, and costs a second pass unless it is 0. `class_weights`, one for each label, say what a row
-    counts in training.
+    learned. `loss` says what is minimised of a row, and `class_weights`, one for each label, what a row
+    counts. `kl_weight` times the divergence from the untrained LM is added: it limits what the LM forgets,
+    and costs a second pass unless it is 0.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class SoftPromptModule(L.LightningModule):
         optimizer: MakeOptimizer = torch.optim.AdamW,
         schedule: MakeSchedule | None = None,
         label_words: LabelWords | None = None,
+        loss: Loss | None = None,
         kl_weight: float = 0.0,
         class_weights: Sequence[float] | None = None,
     ):
@@ -41,6 +43,11 @@ class SoftPromptModule(L.LightningModule):
         self.make_optimizer = optimizer
         self.make_schedule = schedule
         self.label_words = label_words
+        self.loss = loss if loss is not None else Loss()
+        if self.loss.label_weight and label_words is None:
+            raise UserMistake(
+                f"loss.label_weight={self.loss.label_weight} ranks labels, and there are none: leave it out."
+            )
         self.kl_weight = kl_weight
         self.class_weights: Tensor | None
         weights = torch.tensor(class_weights) if class_weights is not None else None
@@ -64,16 +71,43 @@ class SoftPromptModule(L.LightningModule):
         return total
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The `loss` of the learned tokens, `kl` where it counts, and what is minimised, the `total`."""
+        """The `loss` of the learned tokens as validation has it, what else counts, and what is minimised, the
+        `total`.
+        """
         keep, targets = learned_positions(batch["labels"])
-        logits = self.prompted_lm(batch["input_ids"], batch["attention_mask"], keep)  # (N, V)
-        loss = learned_token_loss(logits, targets, self._token_weights(batch, keep))
-        if not self.kl_weight:
-            return {"loss": loss, "total": loss}
-        with torch.no_grad():
-            untrained = self._untrained_logits(batch, keep)
-        moved = divergence(logits, untrained)
-        return {"loss": loss, "kl": moved, "total": loss + self.kl_weight * moved}
+        prefix = self.prompted_lm.prefix() if self._labels_are_read_apart else None
+        logits = self.prompted_lm(batch["input_ids"], batch["attention_mask"], keep, prefix)  # (N, V)
+        weights = self._token_weights(batch, keep)
+        losses = {"loss": learned_token_loss(logits, targets, weights)}
+        total = losses["loss"]
+        if self.loss.label_smoothing:
+            losses["loss"] = total.detach()
+            total = learned_token_loss(logits, targets, weights, self.loss.label_smoothing)
+        if self.loss.label_weight:
+            losses["label_loss"] = self._label_loss(batch, logits, prefix)
+            total = total + self.loss.label_weight * losses["label_loss"]
+        if self.kl_weight:
+            with torch.no_grad():
+                untrained = self._untrained_logits(batch, keep)
+            losses["kl"] = divergence(logits, untrained)
+            total = total + self.kl_weight * losses["kl"]
+        return losses | {"total": total}
+
+    @property
+    def _labels_are_read_apart(self) -> bool:
+        """Words of several tokens are scored one by one; those of one token each by the logits at hand."""
+        return self.loss.label_weight > 0 and self.label_words is not None and self.label_words.longest > 1
+
+    def _label_loss(self, batch: Batch, logits: Tensor, prefix: Prefix | None) -> Tensor:
+        """Of the right label among the labels."""
+        words, label = self.label_words, batch["label"]
+        assert words is not None
+        if self._labels_are_read_apart:
+            scores = self._likelihoods(batch, prefix)
+        else:  # what all words lack of a log-probability is the same
+            scores = words.of_labels(logits.float()[:, [ids[0] for ids in words.token_ids]])  # (B, C)
+        weights = self.class_weights[label] if self.class_weights is not None else None
+        return learned_token_loss(scores, label, weights, self.loss.label_smoothing)
 
     def untrained_loss(self, batch: Batch) -> Tensor:
         """What the LM loses on a training batch without any prompt."""
@@ -101,14 +135,14 @@ class SoftPromptModule(L.LightningModule):
 
     def scores(self, batch: Batch) -> Tensor:
         """What decides for a label, (B, C): how likely each is, less the LM's own leaning if known."""
-        return self._likelihoods(batch) - self._leaning()
+        return self._likelihoods(batch, self._shared_prefix()) - self._leaning()
 
-    def _likelihoods(self, batch: Batch) -> Tensor:
+    def _likelihoods(self, batch: Batch, prefix: Prefix | None) -> Tensor:
         """Log-probability of every label after the text of each row, (B, C)."""
         text = batch["attention_mask"] * (batch["labels"] == -100)  # (B, T): all but the learned end
         longest = int(text.sum(1).max())
         assert self.label_words is not None, "only labels have scores"
-        prefix, words = self._shared_prefix(), self.label_words
+        words = self.label_words
         read = batch["input_ids"][:, :longest], text[:, :longest]
         return words.of_labels(self.prompted_lm.label_scores(*read, words.token_ids, prefix))
 
@@ -127,7 +161,7 @@ class SoftPromptModule(L.LightningModule):
             )
             losses = metrics.update(logits, targets)
             return {"row": batch["row"], "loss": means_of_rows(losses, keep)}
-        likelihoods = self._likelihoods(batch)
+        likelihoods = self._likelihoods(batch, self._shared_prefix())
         scores = likelihoods - self._leaning()
         lengths = torch.tensor([len(ids) for ids in self.label_words.firsts], device=scores.device)
         right = likelihoods.gather(1, batch["label"][:, None])[:, 0]  # (B,)

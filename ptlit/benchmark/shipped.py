@@ -5,7 +5,7 @@ from hydra import compose
 from ptlit.benchmark.trial import Recipe
 from ptlit.build import options_of
 
-PARTS = ("prompt", "optim", "schedule", "trainer")
+PARTS = ("prompt", "optim", "schedule", "trainer", "loss")
 
 
 def shipped(method: str) -> Recipe:
