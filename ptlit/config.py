@@ -27,6 +27,11 @@ HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 WORDS = {"optim": {"lr": Literal["auto"]}}  # a word that ptlit itself puts a value in the place of
 
+NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {  # that stand at the root
+    "kl_weight": (lambda value: 0 <= value < math.inf, "a number, 0 or more"),
+    "drop_virtual_tokens": (lambda value: 0 <= value < 1, "a number from 0 up to, not including, 1"),
+}
+
 RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.lr": (lambda value: 0 < value < math.inf, "must be above 0"),
     "schedule.num_warmup_steps": (lambda value: value >= 0, "must be 0 or more"),
@@ -72,9 +77,11 @@ def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
     seed = tree.get("seed", 0)
     if seed != MISSING and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
         mistakes.append(f"seed={shown(seed)} must be a whole number, 0 or more.")
-    weight = tree.get("kl_weight", 0.0)
-    if weight != MISSING and (isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0):
-        mistakes.append(f"kl_weight={shown(weight)} must be a number, 0 or more.")
+    for key, (right, kind) in NUMBERS.items():
+        value = tree.get(key, 0.0)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value != MISSING and not (number and right(value)):
+            mistakes.append(f"{key}={shown(value)} must be {kind}.")
     return list(dict.fromkeys(mistakes))
 
 

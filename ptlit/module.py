@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ptlit.data import Batch, LabelWords
+from ptlit.fewer_tokens import FewerTokens
 from ptlit.leaning import leaning
 from ptlit.loss import Loss, divergence, learned_positions, learned_token_loss, means_of_rows
 from ptlit.metrics import LabelMetrics, TextMetrics
@@ -25,7 +26,8 @@ class SoftPromptModule(L.LightningModule):
     """Trains the prompt of a `PromptedLM`. With `label_words` rows are classified, without them text is
     learned. `loss` says what is minimised of a row, and `class_weights`, one for each label, what a row
     counts. `kl_weight` times the divergence from the untrained LM is added: it limits what the LM forgets,
-    and costs a second pass unless it is 0.
+    and costs a second pass unless it is 0. A training step leaves out every virtual token at the rate
+    `drop_virtual_tokens`.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class SoftPromptModule(L.LightningModule):
         loss: Loss | None = None,
         kl_weight: float = 0.0,
         class_weights: Sequence[float] | None = None,
+        drop_virtual_tokens: float = 0.0,
     ):
         super().__init__()
         self.prompted_lm = prompted_lm
@@ -49,6 +52,11 @@ class SoftPromptModule(L.LightningModule):
                 f"loss.label_weight={self.loss.label_weight} ranks labels, and there are none: leave it out."
             )
         self.kl_weight = kl_weight
+        if not 0 <= drop_virtual_tokens < 1:
+            raise UserMistake(
+                f"drop_virtual_tokens={drop_virtual_tokens} must be a number from 0 up to, not including, 1."
+            )
+        self.drop_virtual_tokens = drop_virtual_tokens
         self.class_weights: Tensor | None
         weights = torch.tensor(class_weights) if class_weights is not None else None
         self.register_buffer("class_weights", weights, persistent=False)
@@ -64,19 +72,21 @@ class SoftPromptModule(L.LightningModule):
         ]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.losses(batch)
+        rate = self.drop_virtual_tokens
+        losses = self.losses(batch, FewerTokens.by_chance(self.prompted_lm, rate) if rate else None)
         total = losses.pop("total")
         for name, loss in losses.items():
             self.log(f"train/{name}", loss, prog_bar=name == "loss", batch_size=len(batch["labels"]))
         return total
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, fewer: FewerTokens | None = None) -> dict[str, Tensor]:
         """The `loss` of the learned tokens as validation has it, what else counts, and what is minimised, the
-        `total`.
+        `total`; behind `fewer` virtual tokens, or all of them.
         """
+        prompted_lm = fewer or self.prompted_lm
         keep, targets = learned_positions(batch["labels"])
-        prefix = self.prompted_lm.prefix() if self._labels_are_read_apart else None
-        logits = self.prompted_lm(batch["input_ids"], batch["attention_mask"], keep, prefix)  # (N, V)
+        prefix = prompted_lm.prefix() if self._labels_are_read_apart else None
+        logits = prompted_lm(batch["input_ids"], batch["attention_mask"], keep, prefix)  # (N, V)
         weights = self._token_weights(batch, keep)
         losses = {"loss": learned_token_loss(logits, targets, weights)}
         total = losses["loss"]
@@ -84,7 +94,7 @@ class SoftPromptModule(L.LightningModule):
             losses["loss"] = total.detach()
             total = learned_token_loss(logits, targets, weights, self.loss.label_smoothing)
         if self.loss.label_weight:
-            losses["label_loss"] = self._label_loss(batch, logits, prefix)
+            losses["label_loss"] = self._label_loss(batch, logits, prompted_lm, prefix)
             total = total + self.loss.label_weight * losses["label_loss"]
         if self.kl_weight:
             with torch.no_grad():
@@ -98,12 +108,14 @@ class SoftPromptModule(L.LightningModule):
         """Words of several tokens are scored one by one; those of one token each by the logits at hand."""
         return self.loss.label_weight > 0 and self.label_words is not None and self.label_words.longest > 1
 
-    def _label_loss(self, batch: Batch, logits: Tensor, prefix: Prefix | None) -> Tensor:
+    def _label_loss(
+        self, batch: Batch, logits: Tensor, prompted_lm: PromptedLM | FewerTokens, prefix: Prefix | None
+    ) -> Tensor:
         """Of the right label among the labels."""
         words, label = self.label_words, batch["label"]
         assert words is not None
         if self._labels_are_read_apart:
-            scores = self._likelihoods(batch, prefix)
+            scores = self._likelihoods(batch, prompted_lm, prefix)
         else:  # what all words lack of a log-probability is the same
             scores = words.of_labels(logits.float()[:, [ids[0] for ids in words.token_ids]])  # (B, C)
         weights = self.class_weights[label] if self.class_weights is not None else None
@@ -135,16 +147,18 @@ class SoftPromptModule(L.LightningModule):
 
     def scores(self, batch: Batch) -> Tensor:
         """What decides for a label, (B, C): how likely each is, less the LM's own leaning if known."""
-        return self._likelihoods(batch, self._shared_prefix()) - self._leaning()
+        return self._likelihoods(batch, self.prompted_lm, self._shared_prefix()) - self._leaning()
 
-    def _likelihoods(self, batch: Batch, prefix: Prefix | None) -> Tensor:
+    def _likelihoods(
+        self, batch: Batch, prompted_lm: PromptedLM | FewerTokens, prefix: Prefix | None
+    ) -> Tensor:
         """Log-probability of every label after the text of each row, (B, C)."""
         text = batch["attention_mask"] * (batch["labels"] == -100)  # (B, T): all but the learned end
         longest = int(text.sum(1).max())
         assert self.label_words is not None, "only labels have scores"
         words = self.label_words
         read = batch["input_ids"][:, :longest], text[:, :longest]
-        return words.of_labels(self.prompted_lm.label_scores(*read, words.token_ids, prefix))
+        return words.of_labels(prompted_lm.label_scores(*read, words.token_ids, prefix))
 
     def _leaning(self) -> Tensor:
         if self._leans is None:
@@ -161,7 +175,7 @@ class SoftPromptModule(L.LightningModule):
             )
             losses = metrics.update(logits, targets)
             return {"row": batch["row"], "loss": means_of_rows(losses, keep)}
-        likelihoods = self._likelihoods(batch, self._shared_prefix())
+        likelihoods = self._likelihoods(batch, self.prompted_lm, self._shared_prefix())
         scores = likelihoods - self._leaning()
         lengths = torch.tensor([len(ids) for ids in self.label_words.firsts], device=scores.device)
         right = likelihoods.gather(1, batch["label"][:, None])[:, 0]  # (B,)

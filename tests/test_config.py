@@ -79,6 +79,11 @@ def test_what_is_shipped_is_right(experiment: str) -> None:
             "loss.label_smoothing=1",
             "loss.label_smoothing=1 must be a number from 0 up to, not including, 1.",
         ),
+        ("kl_weight=-1", "kl_weight=-1 must be a number, 0 or more."),
+        (
+            "drop_virtual_tokens=1.0",
+            "drop_virtual_tokens=1.0 must be a number from 0 up to, not including, 1.",
+        ),
         ("seed=soon", "seed=soon must be a whole number, 0 or more."),
         ("optim.lr=0", "optim.lr=0 must be above 0."),
         ("trainer.max_steps=0", "trainer.max_steps=0 must be 1 or more, or -1 for no limit."),
