@@ -20,7 +20,7 @@ from ptlit.signature import LATER, MISSING, guess, option_mistakes, shown
 Options = dict[str, Any]
 
 # each of these names one thing
-PARTS = ("model", "lora", "data", "prompt", "optim", "schedule", "loss", "trainer", "benchmark")
+PARTS = ("model", "lora", "data", "prompt", "optim", "schedule", "loss", "distill", "trainer", "benchmark")
 BOXES = ("callbacks", "logger")  # each of these holds any number of named things
 SPREAD = ("experiment", "hydra", "sweep")  # groups that write into the others and have no key of their own
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
@@ -142,7 +142,7 @@ def plain(cfg: DictConfig, path: str, value: Any, mistakes: list[str]) -> Any:
 
 def node_mistakes(path: str, node: Any) -> list[str]:
     """A node's own mistakes, and those of the nodes inside it."""
-    if node is LATER or node == MISSING or (node is None and path in ("schedule", "lora", "loss")):
+    if node is LATER or node == MISSING or (node is None and path in ("schedule", "lora", "loss", "distill")):
         return []
     if node is None:
         return [f"{path} is left out: give {path}=... (a file of conf/{path})."]
@@ -288,7 +288,7 @@ def trial_mistakes(path: str, node: Any, found: Sequence[str]) -> list[str]:
     """What the constructor objects to, learned by calling it with stand-ins: nothing is allocated or read."""
     wrong = {re.split(r"[=\s]", mistake, maxsplit=1)[0].rpartition(".")[2] for mistake in found}
     if (
-        path not in ("lora", "data", "prompt", "optim", "loss", "benchmark")
+        path not in ("lora", "data", "prompt", "optim", "loss", "distill", "benchmark")
         or not isinstance(node, dict)
         or "_target_" in wrong
     ):
@@ -305,6 +305,7 @@ def trial_mistakes(path: str, node: Any, found: Sequence[str]) -> list[str]:
         "benchmark": {},
         "lora": {},
         "loss": {},
+        "distill": {},
         "optim": {"params": [torch.nn.Parameter(torch.empty(1))]},
     }
     stand_ins, target, mistakes = known[path], resolve_name(node["_target_"]), []

@@ -64,7 +64,7 @@ def means_of_rows(each: Tensor, keep: Tensor) -> Tensor:
     return sums / keep.sum(1)
 
 
-def divergence(logits: Tensor, untrained: Tensor) -> Tensor:
-    """How far the prompt moves the LM's predictions: mean KL(untrained || prompted). (N, V), (N, V) -> ()"""
-    prompted, own = logits.float().log_softmax(-1), untrained.float().log_softmax(-1)
+def divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """How far predictions are from others: mean KL(reference || logits). (N, V), (N, V) -> ()"""
+    prompted, own = logits.float().log_softmax(-1), reference.float().log_softmax(-1)
     return F.kl_div(prompted, own, reduction="batchmean", log_target=True)

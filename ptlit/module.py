@@ -12,11 +12,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from ptlit.data import Batch, LabelWords
 from ptlit.fewer_tokens import FewerTokens
 from ptlit.leaning import leaning
-from ptlit.loss import Loss, divergence, learned_positions, learned_token_loss, means_of_rows
+from ptlit.loss import Loss, learned_positions, learned_token_loss, means_of_rows
 from ptlit.metrics import LabelMetrics, TextMetrics
 from ptlit.mistake import UserMistake
 from ptlit.prefix import Prefix
 from ptlit.prompted_lm import PromptedLM
+from ptlit.reference import Reference
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeSchedule = Callable[..., LRScheduler]  # (optimizer, num_training_steps=...)
@@ -26,8 +27,8 @@ class SoftPromptModule(L.LightningModule):
     """Trains the prompt of a `PromptedLM`. With `label_words` rows are classified, without them text is
     learned. `loss` says what is minimised of a row, and `class_weights`, one for each label, what a row
     counts. `kl_weight` times the divergence from the untrained LM is added: it limits what the LM forgets,
-    and costs a second pass unless it is 0. A training step leaves out every virtual token at the rate
-    `drop_virtual_tokens`.
+    and costs a second pass unless it is 0; that from a `teacher` is added likewise. A training step leaves
+    out every virtual token at the rate `drop_virtual_tokens`.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class SoftPromptModule(L.LightningModule):
         kl_weight: float = 0.0,
         class_weights: Sequence[float] | None = None,
         drop_virtual_tokens: float = 0.0,
+        teacher: Reference | None = None,
     ):
         super().__init__()
         self.prompted_lm = prompted_lm
@@ -51,7 +53,8 @@ class SoftPromptModule(L.LightningModule):
             raise UserMistake(
                 f"loss.label_weight={self.loss.label_weight} ranks labels, and there are none: leave it out."
             )
-        self.kl_weight = kl_weight
+        own = Reference("kl", PromptedLM(prompted_lm.lm.untrained, None), kl_weight) if kl_weight else None
+        self.references = [each for each in (own, teacher) if each is not None and each.weight]
         if not 0 <= drop_virtual_tokens < 1:
             raise UserMistake(
                 f"drop_virtual_tokens={drop_virtual_tokens} must be a number from 0 up to, not including, 1."
@@ -96,11 +99,9 @@ class SoftPromptModule(L.LightningModule):
         if self.loss.label_weight:
             losses["label_loss"] = self._label_loss(batch, logits, prompted_lm, prefix)
             total = total + self.loss.label_weight * losses["label_loss"]
-        if self.kl_weight:
-            with torch.no_grad():
-                untrained = self._untrained_logits(batch, keep)
-            losses["kl"] = divergence(logits, untrained)
-            total = total + self.kl_weight * losses["kl"]
+        for reference in self.references:
+            losses[reference.name] = reference.divergence(logits, batch, keep)
+            total = total + reference.weight * losses[reference.name]
         return losses | {"total": total}
 
     @property
@@ -124,12 +125,9 @@ class SoftPromptModule(L.LightningModule):
     def untrained_loss(self, batch: Batch) -> Tensor:
         """What the LM loses on a training batch without any prompt."""
         keep, targets = learned_positions(batch["labels"])
-        logits = self._untrained_logits(batch, keep)
-        return learned_token_loss(logits, targets, self._token_weights(batch, keep))
-
-    def _untrained_logits(self, batch: Batch, keep: Tensor) -> Tensor:
         untrained = PromptedLM(self.prompted_lm.lm.untrained, None)
-        return untrained(batch["input_ids"], batch["attention_mask"], keep)  # (N, V)
+        logits = untrained(batch["input_ids"], batch["attention_mask"], keep)  # (N, V)
+        return learned_token_loss(logits, targets, self._token_weights(batch, keep))
 
     def _token_weights(self, batch: Batch, keep: Tensor) -> Tensor | None:
         if self.class_weights is None:

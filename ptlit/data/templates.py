@@ -46,6 +46,15 @@ class Template:
         if self.lead:
             self.pieces[-1] = (literal.rstrip(), None, 0)
 
+    @property
+    def without_slots(self) -> str:
+        """All that is read of it."""
+        read = ""
+        for literal, field, _ in self.pieces:
+            read += literal.replace("{", "{{").replace("}", "}}")
+            read += f"{{{field}}}" if field not in (None, SLOT) else ""
+        return read
+
     def check_fields(self, columns: set[str]) -> None:
         """`columns` are those that a row offers besides its text."""
         if unknown := [field for field in self.fields if field not in columns | {"text"}]:
