@@ -29,7 +29,7 @@ from ptlit.search import search_mistakes
 from ptlit.search_space import is_search, judged_by, space_mistakes
 from ptlit.signature import guess
 
-PATHS = ("run", "resume", "input", "output", "lm", "distill.run")  # keys whose values are paths
+PATHS = ("run", "resume", "input", "output", "lm")  # keys whose values are paths
 LOCAL_LAUNCHERS = ("basic", "joblib")  # the others may send a job to a machine with other devices
 VALUES_TRIED = 100  # of one swept key
 PROBLEMS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)

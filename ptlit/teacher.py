@@ -44,23 +44,24 @@ class Teacher:
 
 
 def check_reading(run: Run, data: TextData[Any]) -> None:
-    """A teacher is asked about the rows as they are; virtual tokens within them may be left out for it."""
-    same = False
-    if isinstance(data, ClassificationData) and run.template is not None and run.label_words is not None:
-        slots = run.template.slots == 0 or run.template.pieces == data.template.pieces
-        same = slots and run.template.without_slots == data.template.without_slots
-        same = same and run.label_words.token_ids == data.label_words.token_ids
-    elif isinstance(data, ChatData) and run.template is None:
-        theirs = options_of(run.cfg.data)
-        written = theirs.get("chat_template"), theirs.get("template_options") or {}
-        same = written == (data.template.template, data.template.options)
-        same = same and (theirs.get("system") or "").strip() == (data.system or "")
-    if not same:
-        how = (
-            "template and label words"
-            if isinstance(data, ClassificationData)
-            else "chat template and data.system"
-        )
+    if not reads_alike(run, data):
+        dialogues = isinstance(data, ChatData)
+        how = "chat template and data.system" if dialogues else "template and label words"
         raise UserMistake(
             f"distill.run={run.folder.root} reads rows in another way: give this run the {how} of that one."
         )
+
+
+def reads_alike(run: Run, data: TextData[Any]) -> bool:
+    """A teacher is asked about the rows as they are; virtual tokens within them may be left out for it."""
+    if isinstance(data, ClassificationData) and run.template is not None and run.label_words is not None:
+        mine, theirs = data.template, run.template
+        same_slots = theirs.slots == 0 or theirs.pieces == mine.pieces
+        same_words = run.label_words.token_ids == data.label_words.token_ids
+        return same_slots and same_words and theirs.without_slots == mine.without_slots
+    if isinstance(data, ChatData) and run.template is None:
+        said = options_of(run.cfg.data)
+        written = said.get("chat_template"), said.get("template_options") or {}
+        same_system = (said.get("system") or "").strip() == (data.system or "")
+        return same_system and written == (data.template.template, data.template.options)
+    return False

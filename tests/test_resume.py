@@ -21,6 +21,13 @@ from ptlit.loss import Loss
 __all__ = ["lm", "moods"]  # fixtures
 
 
+MORE_SIGNAL = {
+    "loss": Loss(label_weight=1.0, label_smoothing=0.1),
+    "kl_weight": 0.1,
+    "drop_virtual_tokens": 0.3,
+}
+
+
 class Killed(LastCheckpoint):
     """Keeps all that a kill after each checkpoint would have left."""
 
@@ -48,17 +55,7 @@ class Validations(L.Callback):
         ("ptuning_v2", 1, 7, {"max_tokens": 128, "num_workers": 1}, {}),
         ("ptuning_lstm", 2, 10, {}, {}),
         ("prompt_tuning", 3, 10, {"by_length": False}, {}),  # validations amid accumulated gradients
-        (
-            "ptuning_mlp",
-            1,
-            10,
-            {"drop_words": 0.3},
-            {
-                "drop_virtual_tokens": 0.3,
-                "kl_weight": 0.1,
-                "loss": Loss(label_weight=1.0, label_smoothing=0.1),
-            },
-        ),
+        ("ptuning_mlp", 1, 10, {"drop_words": 0.3}, MORE_SIGNAL),
     ],
 )
 def test_killed_at_any_moment(
