@@ -20,6 +20,7 @@ class Reference:
     weight: float = 1.0
     temperature: float = 1.0
     _prefix: Prefix | None = field(default=None, init=False)
+    _is_ready: bool = field(default=False, init=False)
 
     def divergence(self, logits: Tensor, batch: Batch, keep: Tensor) -> Tensor:
         """Of `logits` (N, V), predicted where `keep` (B, T) is True. Hinton et al. (2015), "Distilling the
@@ -34,7 +35,7 @@ class Reference:
         ids, mask = batch["input_ids"], batch["attention_mask"]
         if not self.prompted_lm.in_rows:
             ids, mask, keep = without_places(ids, mask, keep)
-        if self._prefix is None:
-            self._prefix = self.prompted_lm.to(ids.device).prefix()
+        if not self._is_ready:  # nobody else moves it to where the training is
+            self._prefix, self._is_ready = self.prompted_lm.to(ids.device).prefix(), True
         logits: Tensor = self.prompted_lm(ids, mask, keep, self._prefix)
         return logits
