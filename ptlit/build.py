@@ -147,8 +147,11 @@ def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftProm
         optimizer=make(cfg.optim),
         schedule=make(cfg.schedule) if cfg.schedule else None,
         label_words=data.label_words,
+        loss=make(node) if (node := OmegaConf.select(cfg, "loss")) else None,
         kl_weight=cfg.kl_weight,
         class_weights=data.class_weights,
+        teacher=make(node).reference(lm, data) if (node := OmegaConf.select(cfg, "distill")) else None,
+        drop_virtual_tokens=OmegaConf.select(cfg, "drop_virtual_tokens", default=0.0),
     )
 
 

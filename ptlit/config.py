@@ -20,12 +20,17 @@ from ptlit.signature import LATER, MISSING, guess, option_mistakes, shown
 Options = dict[str, Any]
 
 # each of these names one thing
-PARTS = ("model", "lora", "data", "prompt", "optim", "schedule", "trainer", "benchmark")
+PARTS = ("model", "lora", "data", "prompt", "optim", "schedule", "loss", "distill", "trainer", "benchmark")
 BOXES = ("callbacks", "logger")  # each of these holds any number of named things
 SPREAD = ("experiment", "hydra", "sweep")  # groups that write into the others and have no key of their own
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 WORDS = {"optim": {"lr": Literal["auto"]}}  # a word that ptlit itself puts a value in the place of
+
+NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {  # that stand at the root
+    "kl_weight": (lambda value: 0 <= value < math.inf, "a number, 0 or more"),
+    "drop_virtual_tokens": (lambda value: 0 <= value < 1, "a number from 0 up to, not including, 1"),
+}
 
 RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.lr": (lambda value: 0 < value < math.inf, "must be above 0"),
@@ -65,16 +70,18 @@ def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
             found = node_mistakes(part, tree.get(part)) + rule_mistakes(part, tree.get(part))
             mistakes += found + trial_mistakes(part, tree.get(part), found)
     mistakes += slot_mistakes(tree.get("data"), tree.get("prompt"))
-    mistakes += label_start_mistakes(tree.get("data"), tree.get("prompt"))
+    mistakes += label_mistakes(tree.get("data"), tree.get("prompt"), tree.get("loss"))
     for box in BOXES:
         for name, node in (tree.get(box) or {}).items():
             mistakes += node_mistakes(f"{box}.{name}", node) if node is not None else []
     seed = tree.get("seed", 0)
     if seed != MISSING and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
         mistakes.append(f"seed={shown(seed)} must be a whole number, 0 or more.")
-    weight = tree.get("kl_weight", 0.0)
-    if weight != MISSING and (isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0):
-        mistakes.append(f"kl_weight={shown(weight)} must be a number, 0 or more.")
+    for key, (right, kind) in NUMBERS.items():
+        value = tree.get(key, 0.0)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value != MISSING and not (number and right(value)):
+            mistakes.append(f"{key}={shown(value)} must be {kind}.")
     return list(dict.fromkeys(mistakes))
 
 
@@ -135,14 +142,14 @@ def plain(cfg: DictConfig, path: str, value: Any, mistakes: list[str]) -> Any:
 
 def node_mistakes(path: str, node: Any) -> list[str]:
     """A node's own mistakes, and those of the nodes inside it."""
-    if node is LATER or node == MISSING or (node is None and path in ("schedule", "lora")):
+    if node is LATER or node == MISSING or (node is None and path in ("schedule", "lora", "loss", "distill")):
         return []
     if node is None:
         return [f"{path} is left out: give {path}=... (a file of conf/{path})."]
     if not isinstance(node, dict):
         return [f"{path}={shown(node)} must be a mapping with a _target_."]
     if "_target_" not in node:
-        choose = f": give {path}=... (a file of conf/{path})" if path in PARTS else ""
+        choose = f": give {path}=... (a file of conf/{path})" if (conf_folder() / path).is_dir() else ""
         return [f"{path} has no _target_, so nothing says what it is{choose}."]
     options = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
     target, mistakes = find_target(path, str(node["_target_"]))
@@ -181,18 +188,23 @@ def start_mistakes(init: Any, method: Any = None, count: Any = None) -> list[str
     return mistakes
 
 
-def label_start_mistakes(data: Any, prompt: Any) -> list[str]:
-    """Label words are asked for where rows have no labels."""
+def label_mistakes(data: Any, prompt: Any, loss: Any) -> list[str]:
+    """Labels are asked for where rows have none."""
     from ptlit.data import ChatData
 
+    if not isinstance(data, dict) or find_target("data", str(data.get("_target_")))[0] is not ChatData:
+        return []
+    mistakes = []
     init = prompt.get("init") if isinstance(prompt, dict) else None
-    if not isinstance(init, dict) or init.get("from") != "labels" or not isinstance(data, dict):
-        return []
-    if find_target("data", str(data.get("_target_")))[0] is not ChatData:
-        return []
-    return [
-        "prompt.init.from=labels: dialogues have no labels: choose another, such as prompt.init.from=text."
-    ]
+    if isinstance(init, dict) and init.get("from") == "labels":
+        mistakes.append(
+            "prompt.init.from=labels: dialogues have no labels: choose another, such as"
+            " prompt.init.from=text."
+        )
+    weight = loss.get("label_weight") if isinstance(loss, dict) else None
+    if isinstance(weight, int | float) and weight > 0:
+        mistakes.append(f"loss.label_weight={weight} ranks labels, and dialogues have none: leave it out.")
+    return mistakes
 
 
 def adapter_mistakes(start: str, method: Any, count: Any) -> list[str]:
@@ -276,7 +288,7 @@ def trial_mistakes(path: str, node: Any, found: Sequence[str]) -> list[str]:
     """What the constructor objects to, learned by calling it with stand-ins: nothing is allocated or read."""
     wrong = {re.split(r"[=\s]", mistake, maxsplit=1)[0].rpartition(".")[2] for mistake in found}
     if (
-        path not in ("lora", "data", "prompt", "optim", "benchmark")
+        path not in ("lora", "data", "prompt", "optim", "loss", "distill", "benchmark")
         or not isinstance(node, dict)
         or "_target_" in wrong
     ):
@@ -292,6 +304,8 @@ def trial_mistakes(path: str, node: Any, found: Sequence[str]) -> list[str]:
         "prompt": {"shape": LMShape(64, 2, 2, 32, None)},
         "benchmark": {},
         "lora": {},
+        "loss": {},
+        "distill": {},
         "optim": {"params": [torch.nn.Parameter(torch.empty(1))]},
     }
     stand_ins, target, mistakes = known[path], resolve_name(node["_target_"]), []

@@ -10,11 +10,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ptlit.data import Batch, LabelWords
+from ptlit.fewer_tokens import FewerTokens
 from ptlit.leaning import leaning
-from ptlit.loss import divergence, learned_positions, learned_token_loss, means_of_rows
+from ptlit.loss import Loss, learned_positions, learned_token_loss, means_of_rows
 from ptlit.metrics import LabelMetrics, TextMetrics
+from ptlit.mistake import UserMistake
 from ptlit.prefix import Prefix
 from ptlit.prompted_lm import PromptedLM
+from ptlit.reference import Reference
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeSchedule = Callable[..., LRScheduler]  # (optimizer, num_training_steps=...)
@@ -22,9 +25,10 @@ MakeSchedule = Callable[..., LRScheduler]  # (optimizer, num_training_steps=...)
 
 class SoftPromptModule(L.LightningModule):
     """Trains the prompt of a `PromptedLM`. With `label_words` rows are classified, without them text is
-    learned. `kl_weight` times the divergence from the untrained LM is added to the loss: it limits what the
-    LM forgets, and costs a second pass unless it is 0. `class_weights`, one for each label, say what a row
-    counts in training.
+    learned. `loss` says what is minimised of a row, and `class_weights`, one for each label, what a row
+    counts. `kl_weight` times the divergence from the untrained LM is added: it limits what the LM forgets,
+    and costs a second pass unless it is 0; that from a `teacher` is added likewise. A training step leaves
+    out every virtual token at the rate `drop_virtual_tokens`.
     """
 
     def __init__(
@@ -33,15 +37,29 @@ class SoftPromptModule(L.LightningModule):
         optimizer: MakeOptimizer = torch.optim.AdamW,
         schedule: MakeSchedule | None = None,
         label_words: LabelWords | None = None,
+        loss: Loss | None = None,
         kl_weight: float = 0.0,
         class_weights: Sequence[float] | None = None,
+        drop_virtual_tokens: float = 0.0,
+        teacher: Reference | None = None,
     ):
         super().__init__()
         self.prompted_lm = prompted_lm
         self.make_optimizer = optimizer
         self.make_schedule = schedule
         self.label_words = label_words
-        self.kl_weight = kl_weight
+        self.loss = loss if loss is not None else Loss()
+        if self.loss.label_weight and label_words is None:
+            raise UserMistake(
+                f"loss.label_weight={self.loss.label_weight} ranks labels, and there are none: leave it out."
+            )
+        own = Reference("kl", PromptedLM(prompted_lm.lm.untrained, None), kl_weight) if kl_weight else None
+        self.references = [each for each in (own, teacher) if each is not None and each.weight]
+        if not 0 <= drop_virtual_tokens < 1:
+            raise UserMistake(
+                f"drop_virtual_tokens={drop_virtual_tokens} must be a number from 0 up to, not including, 1."
+            )
+        self.drop_virtual_tokens = drop_virtual_tokens
         self.class_weights: Tensor | None
         weights = torch.tensor(class_weights) if class_weights is not None else None
         self.register_buffer("class_weights", weights, persistent=False)
@@ -57,33 +75,59 @@ class SoftPromptModule(L.LightningModule):
         ]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.losses(batch)
+        rate = self.drop_virtual_tokens
+        losses = self.losses(batch, FewerTokens.by_chance(self.prompted_lm, rate) if rate else None)
         total = losses.pop("total")
         for name, loss in losses.items():
             self.log(f"train/{name}", loss, prog_bar=name == "loss", batch_size=len(batch["labels"]))
         return total
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The `loss` of the learned tokens, `kl` where it counts, and what is minimised, the `total`."""
+    def losses(self, batch: Batch, fewer: FewerTokens | None = None) -> dict[str, Tensor]:
+        """The `loss` of the learned tokens as validation has it, what else counts, and what is minimised, the
+        `total`; behind `fewer` virtual tokens, or all of them.
+        """
+        prompted_lm = fewer or self.prompted_lm
         keep, targets = learned_positions(batch["labels"])
-        logits = self.prompted_lm(batch["input_ids"], batch["attention_mask"], keep)  # (N, V)
-        loss = learned_token_loss(logits, targets, self._token_weights(batch, keep))
-        if not self.kl_weight:
-            return {"loss": loss, "total": loss}
-        with torch.no_grad():
-            untrained = self._untrained_logits(batch, keep)
-        moved = divergence(logits, untrained)
-        return {"loss": loss, "kl": moved, "total": loss + self.kl_weight * moved}
+        prefix = prompted_lm.prefix() if self._labels_are_read_apart else None
+        logits = prompted_lm(batch["input_ids"], batch["attention_mask"], keep, prefix)  # (N, V)
+        weights = self._token_weights(batch, keep)
+        losses = {"loss": learned_token_loss(logits, targets, weights)}
+        total = losses["loss"]
+        if self.loss.label_smoothing:
+            losses["loss"] = total.detach()
+            total = learned_token_loss(logits, targets, weights, self.loss.label_smoothing)
+        if self.loss.label_weight:
+            losses["label_loss"] = self._label_loss(batch, logits, prompted_lm, prefix)
+            total = total + self.loss.label_weight * losses["label_loss"]
+        for reference in self.references:
+            losses[reference.name] = reference.divergence(logits, batch, keep)
+            total = total + reference.weight * losses[reference.name]
+        return losses | {"total": total}
+
+    @property
+    def _labels_are_read_apart(self) -> bool:
+        """Words of several tokens are scored one by one; those of one token each by the logits at hand."""
+        return self.loss.label_weight > 0 and self.label_words is not None and self.label_words.longest > 1
+
+    def _label_loss(
+        self, batch: Batch, logits: Tensor, prompted_lm: PromptedLM | FewerTokens, prefix: Prefix | None
+    ) -> Tensor:
+        """Of the right label among the labels."""
+        words, label = self.label_words, batch["label"]
+        assert words is not None
+        if self._labels_are_read_apart:
+            scores = self._likelihoods(batch, prompted_lm, prefix)
+        else:  # what all words lack of a log-probability is the same
+            scores = words.of_labels(logits.float()[:, [ids[0] for ids in words.token_ids]])  # (B, C)
+        weights = self.class_weights[label] if self.class_weights is not None else None
+        return learned_token_loss(scores, label, weights, self.loss.label_smoothing)
 
     def untrained_loss(self, batch: Batch) -> Tensor:
         """What the LM loses on a training batch without any prompt."""
         keep, targets = learned_positions(batch["labels"])
-        logits = self._untrained_logits(batch, keep)
-        return learned_token_loss(logits, targets, self._token_weights(batch, keep))
-
-    def _untrained_logits(self, batch: Batch, keep: Tensor) -> Tensor:
         untrained = PromptedLM(self.prompted_lm.lm.untrained, None)
-        return untrained(batch["input_ids"], batch["attention_mask"], keep)  # (N, V)
+        logits = untrained(batch["input_ids"], batch["attention_mask"], keep)  # (N, V)
+        return learned_token_loss(logits, targets, self._token_weights(batch, keep))
 
     def _token_weights(self, batch: Batch, keep: Tensor) -> Tensor | None:
         if self.class_weights is None:
@@ -101,16 +145,18 @@ class SoftPromptModule(L.LightningModule):
 
     def scores(self, batch: Batch) -> Tensor:
         """What decides for a label, (B, C): how likely each is, less the LM's own leaning if known."""
-        return self._likelihoods(batch) - self._leaning()
+        return self._likelihoods(batch, self.prompted_lm, self._shared_prefix()) - self._leaning()
 
-    def _likelihoods(self, batch: Batch) -> Tensor:
+    def _likelihoods(
+        self, batch: Batch, prompted_lm: PromptedLM | FewerTokens, prefix: Prefix | None
+    ) -> Tensor:
         """Log-probability of every label after the text of each row, (B, C)."""
         text = batch["attention_mask"] * (batch["labels"] == -100)  # (B, T): all but the learned end
         longest = int(text.sum(1).max())
         assert self.label_words is not None, "only labels have scores"
-        prefix, words = self._shared_prefix(), self.label_words
+        words = self.label_words
         read = batch["input_ids"][:, :longest], text[:, :longest]
-        return words.of_labels(self.prompted_lm.label_scores(*read, words.token_ids, prefix))
+        return words.of_labels(prompted_lm.label_scores(*read, words.token_ids, prefix))
 
     def _leaning(self) -> Tensor:
         if self._leans is None:
@@ -127,7 +173,7 @@ class SoftPromptModule(L.LightningModule):
             )
             losses = metrics.update(logits, targets)
             return {"row": batch["row"], "loss": means_of_rows(losses, keep)}
-        likelihoods = self._likelihoods(batch)
+        likelihoods = self._likelihoods(batch, self.prompted_lm, self._shared_prefix())
         scores = likelihoods - self._leaning()
         lengths = torch.tensor([len(ids) for ids in self.label_words.firsts], device=scores.device)
         right = likelihoods.gather(1, batch["label"][:, None])[:, 0]  # (B,)

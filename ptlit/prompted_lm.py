@@ -316,11 +316,19 @@ def without_places(
     words = (input_ids >= 0) & attention_mask.bool()  # (B, T)
     if not bool((input_ids < 0).any()):
         return input_ids, attention_mask, keep
-    longest = int(words.sum(1).max())
-    order = (~words).long().argsort(dim=1, stable=True)[:, :longest]
-    before = (words.cumsum(1) - 1).clamp(min=0)  # of each place: the last word up to it, counted from 0
+    return closed_up(input_ids, keep, words)
+
+
+def closed_up(input_ids: Tensor, keep: Tensor, stays: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of the tokens alone that stay, (B, T), their mask, and what is kept: of a token that goes, the
+    last one before it.
+    """
+    longest = int(stays.sum(1).max())
+    order = (~stays).long().argsort(dim=1, stable=True)[:, :longest]
+    before = (stays.cumsum(1) - 1).clamp(min=0)  # of each place: the last token up to it, counted from 0
     moved = torch.zeros_like(input_ids).scatter_add(1, before, keep.long()).bool()
-    return input_ids.gather(1, order).clamp(min=0), words.gather(1, order).long(), moved[:, :longest]
+    mask = stays.gather(1, order).long()
+    return input_ids.gather(1, order) * mask, mask, moved[:, :longest]
 
 
 def common_lead(input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> int:

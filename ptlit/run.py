@@ -30,6 +30,14 @@ from ptlit.run_folder import RunFolder
 
 PROMPT, LM = "prompted_lm.prompt.", "prompted_lm.lm."  # how the names of a checkpoint's tensors begin
 NEEDED = ("seed", "data.max_length", "data.eval_batch_size", "data.on_bad_row")
+NAMING_PATHS = (
+    "model.name_or_path",
+    "lora.path",
+    "data.path",
+    "data.val_path",
+    "data.test_path",
+    "distill.run",
+)
 PARTS = ("model", "prompt", "data")  # of a config: what it takes to read a text; and `lora`, if there is one
 
 
@@ -54,11 +62,11 @@ class Run:
 def open_run(
     path: str | Path,
     checkpoint: Literal["best", "last"] = "best",
-    lm: str | None = None,
+    lm: str | FrozenLM | None = None,
     trust_code: bool = False,
 ) -> Run:
-    """`lm` says where the LM lies now, if not where it lay in training. A run folder may come from a
-    stranger: only with `trust_code` does it make code run that is not ptlit's.
+    """`lm` says where the LM lies now, if not where it lay in training, or is that LM, without LoRA. A run
+    folder may come from a stranger: only with `trust_code` does it make code run that is not ptlit's.
     """
     folder = RunFolder(Path(path))
     cfg = read_config(folder)
@@ -79,7 +87,7 @@ def open_run(
 def completed(cfg: DictConfig, data: Any) -> DictConfig:
     """The config with what was found in the data, and with whole paths: it then holds in any folder."""
     full = cfg.copy()
-    for key in ("model.name_or_path", "lora.path", "data.path", "data.val_path", "data.test_path"):
+    for key in NAMING_PATHS:
         given = OmegaConf.select(full, key)
         if given is not None and (there := Path(given).expanduser()).exists():
             OmegaConf.update(full, key, str(there.absolute()))
@@ -182,9 +190,10 @@ def tensors_of(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     return {name.removeprefix(part): each for name, each in state.items() if name.startswith(part)}
 
 
-def open_lm(folder: RunFolder, cfg: DictConfig, moved_to: str | None) -> FrozenLM:
+def open_lm(folder: RunFolder, cfg: DictConfig, given: str | FrozenLM | None) -> FrozenLM:
     """With its LoRA, a frozen one from the run's own copy; what was trained of it is in the checkpoint."""
-    lm: FrozenLM = make(cfg.model, **({"name_or_path": moved_to} if moved_to else {}))
+    moved = {"name_or_path": given} if isinstance(given, str) and given else {}
+    lm: FrozenLM = given if isinstance(given, FrozenLM) else make(cfg.model, **moved)
     if not cfg.get("lora"):
         return lm
     return with_lora(lm, make(cfg.lora, **({"path": str(folder.lora)} if "path" in cfg.lora else {})))

@@ -171,7 +171,7 @@ def log_settings(training: Training, cfg: DictConfig, metrics: dict[str, float])
     """The HPARAMS entry: opened at the start, so that a failed run is listed; closed with final metrics."""
     settings = {
         f"{group}.{key}": value
-        for group in ("model", "lora", "data", "prompt", "optim", "schedule", "trainer")
+        for group in ("model", "lora", "data", "prompt", "optim", "schedule", "loss", "distill", "trainer")
         if cfg.get(group)
         for key, value in options_of(cfg[group]).items()
         if isinstance(value, (int, float, str, bool)) and not key.startswith("_")

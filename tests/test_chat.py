@@ -13,7 +13,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from chats import chat_tokenizer, dialogue
+from chats import QWEN2_5, chat_tokenizer, dialogue
 from methods import make_prompt
 from peft import PeftModel
 from runs import call
@@ -31,6 +31,7 @@ from ptlit.prompted_lm import PromptedLM
 from ptlit.replies import generation
 from ptlit.run import open_run
 from ptlit.run_folder import named_folders
+from ptlit.teacher import Teacher
 from ptlit.train import main as train
 from ptlit.voice import Voice
 
@@ -383,9 +384,25 @@ def test_the_kl_term_keeps_the_prompt_near_the_untrained_lm(tmp_path: Path) -> N
     assert moved[20.0] < 0.5 * moved[0.0]
 
 
-def test_a_run_keeps_a_template_that_lay_in_a_file(place: Path) -> None:
-    from chats import QWEN2_5
+def test_a_run_teaches_those_that_read_dialogues_as_it_does(trained: Path, place: Path) -> None:
+    def data(**options: object) -> ChatData:
+        file = str(place / "dialogues.jsonl")
+        found = ChatData(
+            tokenizer=chat_tokenizer(), path=file, **({"system": SYSTEM, "max_length": 200} | options)
+        )
+        found.setup()
+        return found
 
+    teacher = Teacher(str(trained))
+    lm = open_run(trained).lm
+    found = teacher.reference(lm, data())
+    assert found is not None and found.prompted_lm.lm is lm
+    for options in ({"system": None}, {"chat_template": QWEN2_5}):
+        with pytest.raises(UserMistake, match="the chat template and data.system of that one"):
+            teacher.reference(lm, data(**options))
+
+
+def test_a_run_keeps_a_template_that_lay_in_a_file(place: Path) -> None:
     (place / "mine.jinja").write_text(QWEN2_5)
     folder = train_at(
         place, "own", "experiment=chat_ptuning", "data.chat_template=mine.jinja", "trainer.max_steps=1"

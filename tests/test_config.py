@@ -73,6 +73,20 @@ def test_what_is_shipped_is_right(experiment: str) -> None:
             "data.label_words={a: 3} must be a mapping to text or a list, each text or null.",
         ),
         ("seed=-1", "seed=-1 must be a whole number, 0 or more."),
+        ("loss.label_weight=-1", "loss.label_weight=-1 must be 0 or more."),
+        ("loss.label_weight=much", "loss.label_weight=much must be a number."),
+        (
+            "loss.label_smoothing=1",
+            "loss.label_smoothing=1 must be a number from 0 up to, not including, 1.",
+        ),
+        ("kl_weight=-1", "kl_weight=-1 must be a number, 0 or more."),
+        (
+            "drop_virtual_tokens=1.0",
+            "drop_virtual_tokens=1.0 must be a number from 0 up to, not including, 1.",
+        ),
+        ("distill.run=nowhere", "distill.run=nowhere is no run folder: it has no config.yaml."),
+        ("distill.weight=-1", "distill.weight=-1 must be 0 or more."),
+        ("distill.temperature=0", "distill.temperature=0 must be above 0."),
         ("seed=soon", "seed=soon must be a whole number, 0 or more."),
         ("optim.lr=0", "optim.lr=0 must be above 0."),
         ("trainer.max_steps=0", "trainer.max_steps=0 must be 1 or more, or -1 for no limit."),
@@ -145,6 +159,12 @@ def test_all_mistakes_at_once() -> None:
         "trainer.max_steps",
         "seed",
     ]
+
+
+def test_dialogues_have_no_labels_to_rank() -> None:
+    said = complaints("experiment=chat_ptuning", "loss.label_weight=0.5")
+    assert said == ["loss.label_weight=0.5 ranks labels, and dialogues have none: leave it out."]
+    assert complaints("loss.label_weight=0.5") == complaints("loss=null") == []
 
 
 def test_a_constructor_that_stops_at_its_first_objection_is_heard_to_the_end() -> None:

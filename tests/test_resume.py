@@ -16,8 +16,16 @@ from ptlit.callbacks.finite import Finite
 from ptlit.callbacks.last_checkpoint import LastCheckpoint
 from ptlit.callbacks.random_state import RandomState
 from ptlit.lm import FrozenLM
+from ptlit.loss import Loss
 
 __all__ = ["lm", "moods"]  # fixtures
+
+
+MORE_SIGNAL = {
+    "loss": Loss(label_weight=1.0, label_smoothing=0.1),
+    "kl_weight": 0.1,
+    "drop_virtual_tokens": 0.3,
+}
 
 
 class Killed(LastCheckpoint):
@@ -41,12 +49,13 @@ class Validations(L.Callback):
 
 
 @pytest.mark.parametrize(
-    ("method", "accumulate", "val_check_interval", "data_options"),
+    ("method", "accumulate", "val_check_interval", "data_options", "options"),
     [
-        ("ptuning_v2", 1, 10, {}),  # dropout; 96 rows: an epoch is 12 batches, the run almost two
-        ("ptuning_v2", 1, 7, {"max_tokens": 128, "num_workers": 1}),
-        ("ptuning_lstm", 2, 10, {}),
-        ("prompt_tuning", 3, 10, {"by_length": False}),  # validations amid accumulated gradients
+        ("ptuning_v2", 1, 10, {}, {}),  # dropout; 96 rows: an epoch is 12 batches, the run almost two
+        ("ptuning_v2", 1, 7, {"max_tokens": 128, "num_workers": 1}, {}),
+        ("ptuning_lstm", 2, 10, {}, {}),
+        ("prompt_tuning", 3, 10, {"by_length": False}, {}),  # validations amid accumulated gradients
+        ("ptuning_mlp", 1, 10, {"drop_words": 0.3}, MORE_SIGNAL),
     ],
 )
 def test_killed_at_any_moment(
@@ -57,6 +66,7 @@ def test_killed_at_any_moment(
     accumulate: int,
     val_check_interval: int,
     data_options: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
     def run(folder: Path, last: LastCheckpoint, seed: int) -> dict[str, Any]:
         losses, validations = Losses(), Validations()
@@ -64,7 +74,7 @@ def test_killed_at_any_moment(
             dirpath=folder, filename="best", monitor="val/loss", enable_version_counter=False
         )
         data = data_of(lm, moods, **data_options)
-        module = module_of(lm, data, method)
+        module = module_of(lm, data, method, **options)
         trainer = trainer_of(
             folder,
             *(losses, validations, RandomState(), Averaging(), Finite(), Advice(), best, last),

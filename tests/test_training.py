@@ -3,6 +3,7 @@
 import csv
 import functools
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -47,7 +48,11 @@ def data_of(lm: FrozenLM, path: Path, **options: object) -> ClassificationData:
 
 
 def module_of(
-    lm: FrozenLM, data: ClassificationData, method: str = "prefix_tuning", lr: float = 0.02
+    lm: FrozenLM,
+    data: ClassificationData,
+    method: str = "prefix_tuning",
+    lr: float = 0.02,
+    **options: Any,
 ) -> SoftPromptModule:
     torch.manual_seed(3)
     return SoftPromptModule(
@@ -56,6 +61,7 @@ def module_of(
         schedule=functools.partial(get_scheduler, name="cosine", num_warmup_steps=2),
         label_words=data.label_words,
         class_weights=data.class_weights,
+        **options,
     )
 
 

@@ -5,11 +5,12 @@ from hydra import compose
 from ptlit.benchmark.trial import Recipe
 from ptlit.build import options_of
 
-PARTS = ("prompt", "optim", "schedule", "trainer")
+PARTS = ("prompt", "optim", "schedule", "trainer", "loss")
 
 
 def shipped(method: str) -> Recipe:
     """Of the experiment with the method's name."""
     cfg = compose("train", [f"experiment={method}"])
     recipe: Recipe = {part: options_of(cfg[part]) if cfg[part] else None for part in PARTS}
-    return recipe | {"kl_weight": cfg.kl_weight, "averaging": options_of(cfg.callbacks.averaging)}
+    recipe |= {"kl_weight": cfg.kl_weight, "drop_virtual_tokens": cfg.drop_virtual_tokens}
+    return recipe | {"averaging": options_of(cfg.callbacks.averaging)}

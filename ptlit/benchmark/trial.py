@@ -38,4 +38,4 @@ class Plan:
     folds: int | None  # of the training rows, one of which is tested on; nothing is then validated
 
 
-Recipe = dict[str, Any]  # of an experiment: prompt, optim, schedule, trainer, averaging
+Recipe = dict[str, Any]  # of an experiment: prompt, optim, schedule, trainer, loss, averaging

@@ -6,27 +6,24 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, TypedDict
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from ptlit.data import templates
+from ptlit.data.collate import IndexedRow
 from ptlit.data.datamodule import OnBadRow, TextData
-from ptlit.data.example import Example, encode_all, leading_tokens
+from ptlit.data.example import encode_all, leading_tokens
+from ptlit.data.fewer_words import FewerWords, Row
 from ptlit.data.formats import Table, read_table
 from ptlit.data.label_words import LabelWords
 from ptlit.data.rows import Columns, SourceRow, UsableRows, clean_rows
+from ptlit.data.sampler import Batches
 from ptlit.data.source_rows import SourceRows
 from ptlit.data.sources import BUNDLED_TWEETS, check_source
 from ptlit.data.templates import Template, content_free
 from ptlit.data.token_cache import Tokens
 from ptlit.mistake import UserMistake
-
-
-class Row(TypedDict):
-    text: str
-    label: int
-    group: str | None  # the topic of a bundled tweet
 
 
 class ClassificationData(TextData[SourceRow]):
@@ -50,6 +47,7 @@ class ClassificationData(TextData[SourceRow]):
         template: str = "Tweet: {text}\nSentiment:",
         label_words: dict[str, str | list[str]] | None = None,
         calibrate: bool = False,
+        drop_words: float = 0.0,
         instruction: str | None = None,
         before_bos: bool = False,
         max_length: int = 256,
@@ -94,6 +92,11 @@ class ClassificationData(TextData[SourceRow]):
         self.slots = self.template.slots
         self.declared = {str(name): word for name, word in label_words.items()} if label_words else None
         self.calibrate = calibrate
+        if not 0 <= drop_words < 1:
+            raise UserMistake(
+                f"data.drop_words={drop_words} must be a number from 0 up to, not including, 1."
+            )
+        self.drop_words = drop_words
         self._instruction = instruction
         if self.declared is not None and len(self.declared) < 2:
             raise UserMistake(f"data.label_words={label_words!r} must name at least two labels.")
@@ -200,25 +203,26 @@ class ClassificationData(TextData[SourceRow]):
         return (templates,), (self.template.template, self.label_words, self.max_length)
 
     def _tokens(self, rows: Sequence[SourceRow]) -> Tokens:
-        encoded, cut = encode_all(self._examples(rows), self.tokenizer, self.max_length)
+        names = self.label_words.names
+        lessons = self.template.lessons(
+            ((row["text"], row["fields"], names.index(row["label"])) for row in rows), self.label_words
+        )
+        encoded, cut = encode_all(lessons, self.tokenizer, self.max_length)
         return Tokens(encoded, range(len(rows)), cut)
 
-    def _examples(self, rows: Sequence[SourceRow]) -> list[Example]:
-        words = self.label_words
-        labels = [words.names.index(row["label"]) for row in rows]
-        # The same of a text is read whichever label is right: its end must not tell.
-        spare = [words.longest - len(tokens) for tokens in words.firsts]
-        return [
-            self.template.example(
-                row["text"],
-                row["fields"],
-                target=words.words[label][0],
-                label=label,
-                ends_with_eos=words.ends_with_eos,
-                spare=spare[label],
-            )
-            for row, label in zip(rows, labels, strict=True)
-        ]
+    def _training_rows(self, batches: Batches) -> Sequence[IndexedRow]:
+        if not self.drop_words:
+            return super()._training_rows(batches)
+        return FewerWords(
+            self.rows["train"],
+            self.template,
+            self.label_words,
+            self.tokenizer,
+            self.max_length,
+            self.drop_words,
+            self.seed,
+            batches,
+        )
 
     @property
     def _shown(self) -> Callable[[SourceRow], Row]:
@@ -237,7 +241,7 @@ class ClassificationData(TextData[SourceRow]):
 
 def as_shown(names: Sequence[str], has_topic: bool, row: SourceRow) -> Row:
     group = row["fields"].get("topic") if has_topic else None
-    return Row(text=row["text"], label=names.index(row["label"]), group=group)
+    return Row(text=row["text"], label=names.index(row["label"]), group=group, fields=row["fields"])
 
 
 def listening(

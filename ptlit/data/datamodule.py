@@ -14,7 +14,7 @@ import lightning
 import numpy
 from transformers import PreTrainedTokenizerBase
 
-from ptlit.data.collate import Collate
+from ptlit.data.collate import Collate, IndexedRow
 from ptlit.data.encoding import encode_rows
 from ptlit.data.formats import Table
 from ptlit.data.label_words import LabelWords
@@ -311,7 +311,11 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
             classes=self.encoded["train"].label if self.balanced else None,
             seed=self.seed,
         )
-        return self._loader("train", batches)
+        return self._loader("train", batches, self._training_rows(batches))
+
+    def _training_rows(self, batches: Batches) -> Sequence[IndexedRow]:
+        """The rows of train as training meets them."""
+        return self.encoded["train"]
 
     def val_dataloader(self) -> ResumableLoader:
         return self._loader("val", self._in_order("val"))
@@ -329,9 +333,11 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
     def _lengths(self, split: str) -> Places:
         return self.encoded[split].lengths
 
-    def _loader(self, split: str, batches: Batches) -> ResumableLoader:
+    def _loader(
+        self, split: str, batches: Batches, rows: Sequence[IndexedRow] | None = None
+    ) -> ResumableLoader:
         collate = Collate(self.tokenizer.pad_token_id or 0)
-        rows = self.encoded[split]
+        rows = self.encoded[split] if rows is None else rows
         return ResumableLoader(rows, batches, collate, num_workers=self.num_workers, seed=self.seed)
 
 

@@ -3,12 +3,13 @@
 `{soft:10}` is a place for ten virtual tokens. Without any such slot all stand before the row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from string import Formatter
 
 from transformers import PreTrainedTokenizerBase
 
 from ptlit.data.example import NO_LABEL, Example, Segment, encode_all
+from ptlit.data.label_words import LabelWords
 from ptlit.mistake import UserMistake
 
 SLOT = "soft"
@@ -45,6 +46,15 @@ class Template:
         if self.lead:
             self.pieces[-1] = (literal.rstrip(), None, 0)
 
+    @property
+    def without_slots(self) -> str:
+        """All that is read of it."""
+        read = ""
+        for literal, field, _ in self.pieces:
+            read += literal.replace("{", "{{").replace("}", "}}")
+            read += f"{{{field}}}" if field not in (None, SLOT) else ""
+        return read
+
     def check_fields(self, columns: set[str]) -> None:
         """`columns` are those that a row offers besides its text."""
         if unknown := [field for field in self.fields if field not in columns | {"text"}]:
@@ -77,6 +87,22 @@ class Template:
         if target is not None:
             segments.append(Segment(self.lead + target, learned=True))
         return Example(tuple(segments), label, ends_with_eos and target is not None, spare)
+
+    def lessons(self, rows: Iterable[tuple[str, Mapping[str, str], int]], words: LabelWords) -> list[Example]:
+        """What rows of a text, other columns and a label teach: to say the label's first word."""
+        # The same of a text is read whichever label is right: its end must not tell.
+        spare = [words.longest - len(tokens) for tokens in words.firsts]
+        return [
+            self.example(
+                text,
+                fields,
+                target=words.words[label][0],
+                label=label,
+                ends_with_eos=words.ends_with_eos,
+                spare=spare[label],
+            )
+            for text, fields, label in rows
+        ]
 
 
 def content_free(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
