@@ -75,6 +75,8 @@ def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
     weight = tree.get("kl_weight", 0.0)
     if weight != MISSING and (isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0):
         mistakes.append(f"kl_weight={shown(weight)} must be a number, 0 or more.")
+    if (test := tree.get("test", True)) != MISSING and not isinstance(test, bool):
+        mistakes.append(f"test={shown(test)} must be true or false.")
     return list(dict.fromkeys(mistakes))
 
 
