@@ -82,6 +82,8 @@ def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value != MISSING and not (number and right(value)):
             mistakes.append(f"{key}={shown(value)} must be {kind}.")
+    if (test := tree.get("test", True)) != MISSING and not isinstance(test, bool):
+        mistakes.append(f"test={shown(test)} must be true or false.")
     return list(dict.fromkeys(mistakes))
 
 

@@ -35,7 +35,8 @@ def plot_curves(files: Sequence[Path], picture: Path, metrics: dict[str, float],
         right.plot(*zip(*curves[name], strict=True), "o-", label=measure, color=color, markersize=4)
         if f"baseline/hard_prompt/{measure}" in metrics:
             right.axhline(metrics[f"baseline/hard_prompt/{measure}"], ls="--", lw=1, color=color, alpha=0.6)
-    right.set(title="validation (dashed: untrained LM on test)", xlabel="step")
+    compared = any(name.startswith("baseline/") for name in metrics)
+    right.set(title="validation" + " (dashed: untrained LM on test)" * compared, xlabel="step")
     right.set(ylim=(0, 1), xlim=left.get_xlim())
     right.legend()
     figure.suptitle(title)

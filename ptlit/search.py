@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ptlit.mistake import UserMistake
 from ptlit.run_folder import RunFolder
-from ptlit.search_space import SEARCH, any_value, distribution, judged_by
+from ptlit.search_space import SEARCH, any_value, distribution, judged_by, present_settings
 from ptlit.signature import option_mistakes
 from ptlit.sweep_jobs import ERROR_FILE, Done, leave_table, read_metrics
 from ptlit.trials import Trials, open_trials
@@ -58,14 +58,16 @@ class Search(Sweeper):
         self.fixed = [str(each.input_line) for each in last if not each.is_sweep_override()]
         one_of_them = self.loader.load_sweep_config(self.config, [*self.fixed, *map(any_value, swept)])
         self.monitor, mode = judged_by(one_of_them)
+        unsearched = self.loader.load_sweep_config(self.config, self.fixed)
 
         self.folder = Path(self.config.hydra.sweep.dir)
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         file = self.folder / "trials.jsonl" if self.storage is None else Path(self.storage)
         space = {each.get_key_element(): distribution(each) for each in swept}
+        first = present_settings(unsearched, space)
         plan = [*self.fixed, *(str(each.input_line) for each in swept)]
-        with open_trials(file, space, plan, mode, self.seed) as trials:
+        with open_trials(file, space, first, plan, mode, self.seed) as trials:
             try:
                 for trial in trials.unfinished():
                     self.launch(trials, [trial], self.last_checkpoint(trial))

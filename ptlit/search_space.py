@@ -1,9 +1,10 @@
 """What a search goes through: Hydra's words for a sweep as Optuna's distributions, and their mistakes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
@@ -43,6 +44,30 @@ def distribution(swept: Override) -> "BaseDistribution":
     return CategoricalDistribution(
         sorted(set(swept.sweep_string_iterator()))
     )  # shuffled ones too stay the same
+
+
+def present_settings(cfg: DictConfig, space: Mapping[str, "BaseDistribution"]) -> dict[str, Any]:
+    """What the searched keys are in a config without a search, as far as it is among what is searched."""
+    groups = OmegaConf.select(cfg, "hydra.runtime.choices")
+    found = {}
+    for key, values in space.items():
+        present = groups[key] if key in groups else OmegaConf.select(cfg, key.lstrip("+"))
+        for word in among(values, present):
+            found[key] = word
+    return found
+
+
+def among(values: "BaseDistribution", present: Any) -> list[Any]:
+    """`present` as Optuna has it, if it is one of the values."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(values, CategoricalDistribution):  # of words, as a command line has them
+        read = OverridesParser.create().parse_override
+        return [word for word in values.choices if read(f"key={word}").value() == present][:1]
+    if isinstance(values, IntDistribution):
+        return [present] if present in range(values.low, values.high + 1, values.step) else []
+    assert isinstance(values, FloatDistribution)
+    return [present] if isinstance(present, int | float) and values.low <= present <= values.high else []
 
 
 def any_value(swept: Override) -> str:

@@ -58,10 +58,11 @@ def one_line(text: str, longest: int = 200) -> str:
 
 
 def print_summary(training: Training, folder: RunFolder, metrics: Mapping[str, float]) -> None:
-    headline = training.module.metrics_of("test").headline
-    table = Table("on the test split", *(name.replace("_", " ").replace("f1", "F1") for name in headline))
+    split, title = ("test", "test") if "test/loss" in metrics else ("val", "validation")
+    headline = training.module.metrics_of(split).headline
+    table = Table(f"on the {title} split", *(name.replace("_", " ").replace("f1", "F1") for name in headline))
     names = {
-        "test": "trained prompt (best checkpoint)",
+        split: "trained prompt (best checkpoint)",
         "baseline/hard_prompt": "untrained LM, same template",
         "baseline/majority": "always the most frequent class",
         "baseline/topic_majority": "the topic's most frequent class",

@@ -15,7 +15,7 @@ from rich.table import Table
 ERROR_FILE = "error.txt"  # in the folder of a job that failed
 LONG_NUMBER = re.compile(r"-?\d*\.\d{6,}(e-?\d+)?")
 JUDGED = ("macro_f1", "accuracy", "perplexity", "token_accuracy", "loss")
-METRICS = (*(f"test/{name}" for name in JUDGED), "val/macro_f1", "seconds/fit")
+TESTED, VALIDATED = ([f"{split}/{name}" for name in JUDGED] for split in ("test", "val"))
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,23 @@ def read_metrics(folder: Path) -> dict[str, float]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def leave_overview(folder: Path, jobs: Sequence[Done], keys: Sequence[str]) -> None:
+    """What was measured of all splits is in the file; a screen is narrower."""
+    present = {name for job in jobs for name in job.metrics}
+    measured = [name for name in (*TESTED, *VALIDATED) if name in present]
+    tested = [name for name in measured if name in TESTED]
+    shown = [name for name in measured if not tested or name in (*tested, "val/macro_f1")]
+    write_csv(folder / "sweep.csv", jobs, keys, [*measured, "parameters/trainable", "seconds/fit"])
+    print_table(folder, jobs, keys, [*shown, "seconds/fit"])
+
+
 def leave_table(folder: Path, jobs: Sequence[Done], keys: Sequence[str], metrics: Sequence[str]) -> None:
     """On the screen and in the sweep's folder."""
     write_csv(folder / "sweep.csv", jobs, keys, metrics)
+    print_table(folder, jobs, keys, metrics)
+
+
+def print_table(folder: Path, jobs: Sequence[Done], keys: Sequence[str], metrics: Sequence[str]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     console.print(make_table(jobs, keys, metrics))
     console.print(f"the table as a file  {folder / 'sweep.csv'}", soft_wrap=True)

@@ -4,7 +4,6 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -58,8 +57,9 @@ def train(cfg: DictConfig) -> float:
     log_settings(training, cfg, {})
 
     metrics |= fit(training, folder, resume_point(cfg))
-    metrics |= judge_best(training, folder)
-    metrics |= baselines(training)
+    metrics |= best_on_val(training)
+    if cfg.test:
+        metrics |= judge_on_test(training, folder) | baselines(training)
     finish(training, cfg, folder, metrics)
     return metrics[str(training.checkpoint.monitor)]
 
@@ -116,20 +116,28 @@ def how_to_go_on(folder: RunFolder, after_a_mistake: bool) -> str:
     return f"Interrupted. To go on: {command}"
 
 
-def judge_best(training: Training, folder: RunFolder) -> dict[str, float]:
-    """Back to the best checkpoint, and what it reaches on the validation and the test split."""
+def best_on_val(training: Training) -> dict[str, float]:
+    """Back to the best checkpoint, and what it reached on the validation split."""
+    validated: dict[str, float] = {}
+    if best := training.checkpoint.best_model_path:  # else never validated: the prompt as it is
+        checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+        training.module.load_state_dict(checkpoint["state_dict"])
+        validated = checkpoint["validated"]
+    if validated:
+        return validated
+    return dict(judge(training).validate(training.module, datamodule=training.data, verbose=False)[0])
+
+
+def judge_on_test(training: Training, folder: RunFolder) -> dict[str, float]:
     answers = Answers()
-    best = training.checkpoint.best_model_path or None  # never validated: the prompt as it is
-    validated = torch.load(best, weights_only=True)["validated"] if best else {}
     callbacks: list[Callback] = training.trainer.callbacks  # type: ignore[attr-defined]
     reports = [each for each in callbacks if isinstance(each, TestReport | ChatReport)]
     boards = [each for each in training.trainer.loggers if isinstance(each, TensorBoardLogger)]
-    where: dict[str, Any] = {"datamodule": training.data, "ckpt_path": best, "weights_only": True}
-    validated = validated or judge(training).validate(training.module, **where, verbose=False)[0]
-    tested = judge(training, [answers, *reports], boards).test(training.module, **where, verbose=False)[0]
+    tester = judge(training, [answers, *reports], boards)
+    tested = dict(tester.test(training.module, datamodule=training.data, verbose=False)[0])
     if training.trainer.is_global_zero:
         write_report(folder.report, training.module, training.data, "test", tested, answers.probabilities)
-    return {**validated, **tested}
+    return tested
 
 
 def judge(training: Training, reports: Sequence[Callback] = (), boards: Sequence[Logger] = ()) -> L.Trainer:
@@ -176,7 +184,8 @@ def log_settings(training: Training, cfg: DictConfig, metrics: dict[str, float])
         for key, value in options_of(cfg[group]).items()
         if isinstance(value, (int, float, str, bool)) and not key.startswith("_")
     } | {"prompt.method": type(training.module.prompted_lm.prompt).__name__, "seed": cfg.seed}
-    headline = [f"test/{name}" for name in training.module.metrics_of("test").headline]
+    judged = "test" if cfg.test else "val"
+    headline = [f"{judged}/{name}" for name in training.module.metrics_of(judged).headline]
     shown = [*headline, str(training.checkpoint.monitor)]
     for logger in training.trainer.loggers:
         if isinstance(logger, TensorBoardLogger):

@@ -1,14 +1,15 @@
 """The trials of a search: Optuna proposes their settings, a file of JSON Lines keeps them and how they did.
 
-What a trial proposes follows from the seed, its number and the trials before it alone: a search that was
-stopped goes on as if it had not been.
+The first trial is of the settings that one has, so that a search is never worse than none. What another
+proposes follows from the seed, its number and the trials before it alone: a search that was stopped goes on
+as if it had not been.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy
 from filelock import FileLock, Timeout
@@ -30,8 +31,12 @@ def need_optuna() -> None:
 
 
 @contextmanager
-def open_trials(file: Path, space: Space, plan: Sequence[str], mode: Mode, seed: int) -> Iterator["Trials"]:
-    """For one process at a time. `plan` says what is searched, in words that a user would know again."""
+def open_trials(
+    file: Path, space: Space, first: Mapping[str, Any], plan: Sequence[str], mode: Mode, seed: int
+) -> Iterator["Trials"]:
+    """For one process at a time. `first` holds settings of the first trial, which proposes what it lacks;
+    `plan` says what is searched, in words that a user would know again.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file.with_name(f".{file.name}.lock"))
     try:
@@ -39,19 +44,21 @@ def open_trials(file: Path, space: Space, plan: Sequence[str], mode: Mode, seed:
     except Timeout as error:
         raise UserMistake(f"{file}: another process is searching with it just now.") from error
     try:
-        yield Trials(file, space, sorted(plan), mode, seed)
+        yield Trials(file, space, first, sorted(plan), mode, seed)
     finally:
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
 
 
 class Trials:
-    def __init__(self, file: Path, space: Space, plan: list[str], mode: Mode, seed: int):
+    def __init__(
+        self, file: Path, space: Space, first: Mapping[str, Any], plan: list[str], mode: Mode, seed: int
+    ):
         import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
-        self.space, self.mode, self.seed = space, mode, seed
+        self.space, self.first, self.mode, self.seed = space, first, mode, seed
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(file))),
@@ -70,7 +77,10 @@ class Trials:
             )
 
     def all(self) -> list["FrozenTrial"]:
-        return self.study.get_trials(deepcopy=False)
+        """Of those that were proposed: the first waits a moment for it."""
+        from optuna.trial import TrialState
+
+        return [each for each in self.study.get_trials(deepcopy=False) if each.state != TrialState.WAITING]
 
     def unfinished(self) -> list["FrozenTrial"]:
         """Those that a stopped search left behind."""
@@ -86,6 +96,8 @@ class Trials:
         number = len(self.all())
         seed = int(numpy.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         self.study.sampler = TPESampler(seed=seed)
+        if number == 0:
+            self.study.enqueue_trial(dict(self.first), skip_if_exists=True)
         self.study.ask(self.space)
         return self.all()[number]
 

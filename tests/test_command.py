@@ -37,7 +37,9 @@ def run(cfg: DictConfig) -> float:
     if tokens == 11:
         (folder / "checkpoint").write_text("half a run")
         raise UserMistake("Eleven came too late.")
-    (folder / "metrics.json").write_text(json.dumps({"test/macro_f1": tokens / 100, "seconds/fit": 12.0}))
+    measured = {"test/macro_f1": tokens / 100, "val/loss": 0.5, "seconds/fit": 12.0}
+    measured["parameters/trainable"] = 9
+    (folder / "metrics.json").write_text(json.dumps(measured))
     return tokens / 100
 
 
@@ -130,10 +132,13 @@ def test_a_sweep_goes_on_after_a_failed_job(
     out, err = capfd.readouterr()
     assert "Seven is not a length." in err and "2 of 4 jobs failed" in err and "Traceback" not in err
     assert "0.060" in out and "tensorboard --logdir sweep" in out
+    assert "val/loss" not in out  # of all that was measured a screen has room for less
     with (tmp_path / "sweep" / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["status"] for row in rows] == ["done", "failed", "failed", "done"]
     assert [row["test/macro_f1"] for row in rows] == ["0.05", "", "", "0.06"]
+    assert [row["val/loss"] for row in rows] == ["0.5", "", "", "0.5"]
+    assert [row["parameters/trainable"] for row in rows] == ["9", "", "", "9"]
 
 
 def test_a_sweep_named_in_conf(call: Call, tmp_path: Path) -> None:

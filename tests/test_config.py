@@ -88,6 +88,7 @@ def test_what_is_shipped_is_right(experiment: str) -> None:
         ("distill.weight=-1", "distill.weight=-1 must be 0 or more."),
         ("distill.temperature=0", "distill.temperature=0 must be above 0."),
         ("seed=soon", "seed=soon must be a whole number, 0 or more."),
+        ("test=never", "test=never must be true or false."),
         ("optim.lr=0", "optim.lr=0 must be above 0."),
         ("trainer.max_steps=0", "trainer.max_steps=0 must be 1 or more, or -1 for no limit."),
         ("data.batch_size=0", "data.batch_size=0 must be at least 1."),

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import call
+import torch
+from runs import call, train_at
+from safetensors.torch import load_file
 from tiny import byte_tokenizer
 
 from ptlit.data import ClassificationData
@@ -38,6 +40,29 @@ def test_the_numbers_are_those_of_the_training(
         for file in ("metrics.json", "predictions.csv", "samples.md", "confusion_matrix.png"):
             left, made = folder / "report" / file, folder / "evaluation" / "test" / file
             assert left.read_bytes() == made.read_bytes(), file
+
+
+def test_a_split_that_was_left_alone_is_judged_later(place: Path, capsys: pytest.CaptureFixture) -> None:
+    """The same prompt and the same figures as those of a run that was tested at once."""
+    words = ["experiment=prefix_tuning", "trainer.val_check_interval=3"]
+    tested = train_at(place, "tested", *words)
+    capsys.readouterr()
+    folder = train_at(place, "untested", *words, "test=false")
+    said = capsys.readouterr().out
+    assert "on the validation split" in said and "on the test split" not in said
+    left, whole = read(folder / "metrics.json"), read(tested / "metrics.json")
+    assert not [name for name in left if name.startswith(("test/", "baseline/"))]
+    assert not (folder / "report").exists()
+    same = [name for name in whole if name.startswith(("val/", "parameters/"))]
+    assert same and all(left[name] == whole[name] for name in same)
+    steps = [torch.load(folder / "checkpoints" / f"{name}.ckpt")["global_step"] for name in ("best", "last")]
+    assert steps[0] < steps[1]
+    adapters = [load_file(each / "adapter" / "adapter_model.safetensors") for each in (folder, tested)]
+    assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
+    call(place, main, "run=untested")
+    judged = read(folder / "evaluation" / "test" / "metrics.json")
+    assert judged["test/loss"] == pytest.approx(whole["test/loss"], abs=1e-6)
+    assert judged["test/macro_f1"] == whole["test/macro_f1"]
 
 
 def test_a_file_with_columns_of_its_own(place: Path, trained: Path, capsys: pytest.CaptureFixture) -> None:

@@ -9,6 +9,10 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LEAVES = {
+    "01_quickstart": "outputs/quickstart/adapter/adapter_config.json",
+    "02_which_prompt": "outputs/which_prompt/starts/sweep.csv",
+}
 
 
 @pytest.mark.real
@@ -19,4 +23,4 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MPLBACKEND", "agg")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert (tmp_path / "outputs/quickstart/adapter/adapter_config.json").is_file()
+    assert (tmp_path / LEAVES[path.stem]).is_file()

@@ -84,13 +84,19 @@ def test_a_search_whole(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     best = table(folder)[0]
     assert len(table(folder)) == 3 and len(set(rates(folder).values())) == 3
     assert float(best["val/macro_f1"]) == max(scores) == scores[int(best["trial"])]
-    assert "test/macro_f1" not in best
+    assert not [name for name in without_timings(folder / "0") if name.startswith("test/")]
+    first = yaml.safe_load((folder / "0" / "config.yaml").read_text())
+    assert (first["optim"]["lr"], first["schedule"]["name"]) == (0.005, "cosine")  # the experiment's
     assert f"optim.lr={best['optim.lr']} schedule={best['schedule']} " in said
 
     prefix = "python -m ptlit.train "
     assert said.startswith(prefix)
     call(place, train_main, *shlex.split(said.removeprefix(prefix)), "hydra.run.dir=best_again")
-    assert without_timings(place / "best_again") == without_timings(folder / best["trial"])
+    again = without_timings(place / "best_again")
+    assert {name: again[name] for name in without_timings(folder / best["trial"])} == without_timings(
+        folder / best["trial"]
+    )
+    assert "test/macro_f1" in again
 
     # Killed before the last trial was recorded: it goes on from its checkpoint, to the same end.
     record = (folder / "trials.jsonl").read_text().splitlines(keepends=True)
@@ -126,8 +132,21 @@ def test_stopped_and_said_again(search: Callable[..., list[int]], tmp_path: Path
     assert search(LR, "hydra.sweeper.n_trials=4") == [2, 3]
     assert search(LR, "hydra.sweeper.n_trials=4") == []
     assert rates(tmp_path / "s") == rates(tmp_path / "whole")
-    assert search(LR, "hydra.sweeper.n_trials=1", "hydra.sweeper.seed=1", folder="other")
-    assert not set(rates(tmp_path / "other").values()) & set(rates(tmp_path / "whole").values())
+    assert search(LR, "hydra.sweeper.n_trials=2", "hydra.sweeper.seed=1", folder="other") == [0, 1]
+    assert rates(tmp_path / "other")[1] not in rates(tmp_path / "whole").values()
+
+
+def test_the_first_trial_is_what_one_has(search: Callable[..., list[int]], tmp_path: Path) -> None:
+    """As far as it is among what is searched; the rest is proposed."""
+    search(LR, "schedule=linear,cosine", "optim.betas=[0.8,0.9],[0.9,0.999]", "hydra.sweeper.n_trials=1")
+    (row,) = table(tmp_path / "s")
+    assert (row["optim.lr"], row["schedule"], row["optim.betas"]) == ("0.01", "cosine", "[0.9,0.999]")
+    words = ["schedule=linear,constant", "optim.lr=0.02", "schedule.num_warmup_steps=range(5,20,5)"]
+    search(*words, "hydra.sweeper.n_trials=1", folder="t")
+    (row,) = table(tmp_path / "t")
+    assert row["schedule"] in ("linear", "constant") and row["schedule.num_warmup_steps"] == "10"
+    search("schedule.num_warmup_steps=range(4,20,4)", "hydra.sweeper.n_trials=1", folder="u")
+    assert int(table(tmp_path / "u")[0]["schedule.num_warmup_steps"]) % 4 == 0
 
 
 def test_a_failed_trial_is_one_of_them(

@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from ptlit.search_space import is_search
-from ptlit.sweep_jobs import ERROR_FILE, METRICS, find_jobs, leave_table
+from ptlit.sweep_jobs import ERROR_FILE, find_jobs, leave_overview
 
 SAFE = re.compile(r"[-+\w.]+")  # in the name of a folder
 LONGEST = 150  # characters of a folder's name
@@ -47,8 +47,7 @@ class SweepTable(Callback):
         folder = Path(config.hydra.sweep.dir)
         jobs = find_jobs(folder, list(self.swept), since=self.started)
         failed = [job for job in jobs if job.status == "failed"]
-        shown = [name for name in METRICS if any(name in job.metrics for job in jobs)]
-        leave_table(folder, jobs, list(self.swept), shown)
+        leave_overview(folder, jobs, list(self.swept))
         if failed:
             print(
                 f"{len(failed)} of {len(jobs)} jobs failed: see {ERROR_FILE} in their folders.",
