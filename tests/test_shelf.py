@@ -63,7 +63,10 @@ def test_a_full_disk_is_one_sentence(temporary: Path) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
         with pytest.raises(UserMistake, match=r"temporary cannot hold the rows .*, or set TMPDIR"):
-            shelf.extend([b"x" * 20_000])
+            shelf.extend([b"x" * 9000, b"x" * 2000])
+        del shelf
+        gc.collect()
+        assert not list(temporary.iterdir())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)

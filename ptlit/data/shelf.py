@@ -72,7 +72,8 @@ def _new_file() -> tuple[Path, BinaryIO]:
 
 
 def _put_away(file: BinaryIO, path: Path, owner: int | None) -> None:
-    file.close()
+    with suppress(OSError):  # what a full disk did not take
+        file.close()
     if os.getpid() == owner:
         path.unlink(missing_ok=True)
 
