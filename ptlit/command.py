@@ -22,7 +22,7 @@ from ptlit.mistake import UserMistake
 from ptlit.overrides import in_our_words, paths_quoted, preflight
 from ptlit.resume import resumed
 from ptlit.search import offer_search
-from ptlit.sweep_jobs import ERROR_FILE
+from ptlit.sweep_jobs import ENDED, ERROR_FILE, keep_score, score_kept
 
 Run = Callable[[DictConfig], float | None]
 
@@ -79,8 +79,15 @@ class Job:
         folder = Path(config.runtime.output_dir)
         in_sweep = config.mode == RunMode.MULTIRUN
         (folder / ERROR_FILE).unlink(missing_ok=True)  # of a job that ran here before
+        if in_sweep and (known := score_kept(folder, cfg)) is not None:
+            print(f"It ended before; to run it again, remove {folder}\n", flush=True)
+            return known
+        (folder / ENDED).unlink(missing_ok=True)
         try:
-            return self.run(cfg)
+            score = self.run(cfg)
+            if in_sweep and score is not None and math.isfinite(score):
+                keep_score(folder, cfg, score)
+            return score
         except Exception as error:
             if in_sweep:
                 report(error, folder, config.job.num)

@@ -7,12 +7,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from ptlit.run_folder import write_json
+
 ERROR_FILE = "error.txt"  # in the folder of a job that failed
+ENDED = Path(".hydra") / "ended.json"  # in that of one that did not
 LONG_NUMBER = re.compile(r"-?\d*\.\d{6,}(e-?\d+)?")
 JUDGED = ("macro_f1", "accuracy", "perplexity", "token_accuracy", "loss")
 TESTED, VALIDATED = ([f"{split}/{name}" for name in JUDGED] for split in ("test", "val"))
@@ -45,6 +49,23 @@ def read_job(folder: Path, keys: Sequence[str]) -> Done:
         status="failed" if (folder / ERROR_FILE).is_file() else "done",
         metrics=read_metrics(folder),
     )
+
+
+def keep_score(folder: Path, cfg: DictConfig, score: float) -> None:
+    """So that the same sweep, said again in the same folder, need not run the job again."""
+    write_json(folder / ENDED, {"score": score, "config": plain(cfg)})
+
+
+def score_kept(folder: Path, cfg: DictConfig) -> float | None:
+    """That of a job which ended here with this very config."""
+    if not (folder / ENDED).is_file():
+        return None
+    kept = json.loads((folder / ENDED).read_text(encoding="utf-8"))
+    return kept["score"] if kept["config"] == plain(cfg) else None
+
+
+def plain(cfg: DictConfig) -> Any:
+    return json.loads(json.dumps(OmegaConf.to_container(cfg, resolve=False)))
 
 
 def read_metrics(folder: Path) -> dict[str, float]:

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,33 @@ def test_a_sweep_goes_on_after_a_failed_job(
     assert [row["test/macro_f1"] for row in rows] == ["0.05", "", "", "0.06"]
     assert [row["val/loss"] for row in rows] == ["0.5", "", "", "0.5"]
     assert [row["parameters/trainable"] for row in rows] == ["9", "", "", "9"]
+
+
+def test_a_sweep_said_again_runs_what_is_not_there_yet(
+    call: Call, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of jobs that were interrupted, that failed, that are new, or that are not what they were."""
+
+    def sweep(*values: int, words: tuple[str, ...] = ()) -> list[int]:
+        """The virtual tokens of the jobs that ran."""
+        for path in (tmp_path / "sweep").glob("*/metrics.json"):
+            path.write_text(path.read_text().replace("}", ', "before": 1}'))
+        with suppress(SystemExit):
+            swept = f"prompt.num_virtual_tokens={','.join(map(str, values))}"
+            call("-m", swept, "hydra.sweep.dir=sweep", *words)
+        found = {path: json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/metrics.json")}
+        return sorted(int(path.parent.name.split("=")[1]) for path in found if "before" not in found[path])
+
+    assert sweep(5, 9, 6) == [5]  # 9 is interrupted, and ends the sweep
+    capfd.readouterr()
+    assert sweep(5, 7, 6) == [6]  # 7 fails
+    out, err = capfd.readouterr()
+    assert out.count("It ended before; to run it again, remove ") == 1 and "1 of 3 jobs failed" in err
+    with (tmp_path / "sweep" / "sweep.csv").open() as file:
+        assert [row["test/macro_f1"] for row in csv.DictReader(file)] == ["0.05", "", "0.06"]
+    assert sweep(6, 5) == []
+    assert sweep(5, 6, words=("seed=1",)) == [5, 6]
+    assert sweep(5, 6) == [5, 6]
 
 
 def test_a_sweep_named_in_conf(call: Call, tmp_path: Path) -> None:
