@@ -7,6 +7,7 @@ import resource
 import signal
 import tempfile
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,11 @@ from ptlit.mistake import UserMistake
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Its name is short: workers have sockets in it, whose names may not be long."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
 
 
 def test_records_come_back_by_their_places(temporary: Path) -> None:
@@ -62,7 +63,7 @@ def test_a_full_disk_is_one_sentence(temporary: Path) -> None:
     shelf = Shelf()
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-        with pytest.raises(UserMistake, match=r"temporary cannot hold the rows .*, or set TMPDIR"):
+        with pytest.raises(UserMistake, match=r"cannot hold the rows .*, or set TMPDIR"):
             shelf.extend([b"x" * 9000, b"x" * 2000])
         del shelf
         gc.collect()
@@ -82,16 +83,16 @@ def read(folder: Path, count: int, **options: int) -> ClassificationData:
     return data
 
 
-def test_workers_read_the_same_and_leave_the_files_alone(temporary: Path) -> None:
-    data = read(temporary.parent, 60)
+def test_workers_read_the_same_and_leave_the_files_alone(temporary: Path, tmp_path: Path) -> None:
+    data = read(tmp_path, 60)
     expected = [batch["input_ids"].tolist() for batch in data.train_dataloader()]
     data.num_workers = 2
     for _ in range(2):
         assert [batch["input_ids"].tolist() for batch in data.train_dataloader()] == expected
-    assert data.rows["val"][0]["text"] and list(temporary.iterdir())
+    assert data.rows["val"][0]["text"] and list(temporary.glob("ptlit-rows-*"))
     del data
     gc.collect()
-    assert not list(temporary.iterdir())
+    assert not list(temporary.glob("ptlit-rows-*"))
 
 
 def test_memory_hardly_grows_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
