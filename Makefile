@@ -20,7 +20,7 @@ bench: $(INSTALLED)  ## Measure ptlit against PEFT, ten minutes; ARGS="benchmark
 	.venv/bin/python -m ptlit.benchmark $(ARGS)
 
 test: $(INSTALLED)  ## Run the whole test suite
-	.venv/bin/python -m pytest -q --numprocesses=auto --dist=loadfile
+	.venv/bin/python -m pytest -q --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)  ## Check style and types
 	.venv/bin/ruff check .

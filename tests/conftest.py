@@ -11,6 +11,15 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start
 torch.set_num_threads(1)
 
 
+# Files of tests that take long; two workers end at the same time if these come first.
+LONG = ["benchmark", "train", "notebooks", "slurm", "search", "predict", "command", "chat", "resume", "lora"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_place(tmp_path_factory.mktemp("place"))

@@ -30,9 +30,9 @@ from ptlit.benchmark.inference import compared
 from ptlit.benchmark.limit import necessary_operations
 from ptlit.benchmark.machine import check_peft
 from ptlit.benchmark.many_prompts import check_probabilities
-from ptlit.benchmark.measure import Judgement
+from ptlit.benchmark.measure import EngineAtWork, Judgement
 from ptlit.benchmark.rows import Rows, chats
-from ptlit.benchmark.speed import Speed
+from ptlit.benchmark.speed import Speed, agree
 from ptlit.benchmark.tasks import SERVERS
 from ptlit.config import conf_folder
 from ptlit.mistake import UserMistake
@@ -314,7 +314,8 @@ def test_the_command_leaves_table_figures_and_plot(tmp_path: Path) -> None:
         assert row["peak_mb"] >= row["loaded_mb"] > 100 and row["seconds_to_first_step"] > 0
         assert (row["dtype"], row["device"], row["model"], row["batch_size"]) == ("float32", "cpu", "lm", 4)
     assert rows["ptlit", "random"]["method"] == "ptuning_mlp"
-    assert 0 < rows["ptlit", "random"]["fraction_of_limit"] < 1
+    of_limit = rows["ptlit", "random"]["fraction_of_limit"]
+    assert 0 < of_limit < 1 and of_limit <= rows["ptlit", "random"]["fraction_of_pytorch_limit"]
     assert rows["lora", "random"]["method"] is None and rows["lora", "random"]["fraction_of_limit"] is None
     over = [(each["over"], each["batching"], each["batching_of_peer"]) for each in found["ratios"]]
     assert over == [("peft", *kinds) for kinds in (("random", "random"),)] + [
@@ -326,11 +327,18 @@ def test_the_command_leaves_table_figures_and_plot(tmp_path: Path) -> None:
     assert "ptuning_mlp, P=3, batch 4" in ended.stdout and "ptlit, bucketed" in ended.stdout
 
 
-def test_the_command_refuses_an_engine_that_computes_something_else(tmp_path: Path) -> None:
-    nodes(tmp_path)
+def test_an_engine_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+    given = nodes(tmp_path)
+    rows = Rows(given)
+    batches = rows.batches(4, 2)["random"]
+    untrained = rows.untrained_loss(batches[0])
+    case = Case("training", "ptuning_mlp", 3, 4, "random")
+    prompt = prompt_node("ptuning_mlp", 3)
+
+    def judged(*engines: str) -> dict[str, Judgement]:
+        return {engine: EngineAtWork(engine, given, prompt, batches).judge() for engine in engines}
+
     wrong = "test_benchmark.learns_one_token_less"
-    ended = command(tmp_path, f"benchmark.engines=[ptlit,{wrong}]", "benchmark.batching=[random]")
-    assert ended.returncode == 1
-    assert f"the loss of {wrong}" in ended.stderr and "no speed is reported" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert not (tmp_path / "run" / "benchmark.json").exists()
+    agree([(engine, case) for engine in ("ptlit", "peft")], judged("ptlit", "peft"), untrained, 1e-3)
+    with pytest.raises(UserMistake, match=f"the loss of {wrong}.* no speed is reported"):
+        agree([(engine, case) for engine in ("ptlit", wrong)], judged("ptlit", wrong), untrained, 1e-3)

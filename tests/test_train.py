@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from runs import make_place
+from runs import make_place, train_at
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -243,18 +244,23 @@ def test_sigterm_leaves_a_checkpoint_and_is_no_success(place: Path) -> None:
     assert not (place / "stopped" / "metrics.json").exists()
 
 
+def test_mistakes_found_late_are_one_sentence_too(place: Path) -> None:
+    failed = run(place, "model.name_or_path=no_such_lm", "hydra.run.dir=failed")
+    assert failed.returncode == 1
+    assert "model.name_or_path=no_such_lm could not be loaded" in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in failed.stderr
+    assert not (place / "failed").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["model.name_or_path=no_such_lm"], "model.name_or_path=no_such_lm could not be loaded"),
-        (["prompt.num_virtual_tokens=400"], "prompt.num_virtual_tokens=400"),
-        (["data.path=nothing.csv"], "data.path=nothing.csv: there is no such file."),
+        ("prompt.num_virtual_tokens=400", "prompt.num_virtual_tokens=400"),
+        ("data.path=nothing.csv", "data.path=nothing.csv: there is no such file."),
     ],
 )
-def test_mistakes_found_late_are_one_sentence_too(place: Path, words: list[str], sentence: str) -> None:
-    failed = run(place, *words, "hydra.run.dir=failed")
-    assert failed.returncode == 1
-    assert sentence in failed.stderr
-    assert len(failed.stderr.strip().splitlines()) == 1
-    assert "Traceback" not in failed.stderr
+def test_nothing_is_left_of_a_run_that_never_began(place: Path, words: str, sentence: str) -> None:
+    with pytest.raises(SystemExit, match=re.escape(sentence)):
+        train_at(place, "failed", words)
     assert not (place / "failed").exists()

@@ -28,14 +28,19 @@ class Measurement:
     seconds_to_first_step: float
 
     def fraction_of_limit(self, device: str) -> float | None:
+        return self._fraction(device, "")
+
+    def fraction_of_pytorch_limit(self, device: str) -> float | None:
+        """Of the limit for those who leave matrix products to PyTorch; another library may pass it."""
+        return self._fraction(device, "pytorch_")
+
+    def _fraction(self, device: str, library: str) -> float | None:
         """By CPU time where the CPU does the work: other programs then disturb neither side."""
         if self.operations is None:
             return None
-        if device == "cpu":
-            best = median(rate.per_cpu_second for rate in self.rates)
-            return self.operations / median(each.cpu_seconds for each in self.passes) / best
-        best = median(rate.per_second for rate in self.rates)
-        return self.operations / median(each.seconds for each in self.passes) / best
+        time = "cpu_second" if device == "cpu" else "second"
+        best = median(getattr(rate, f"{library}per_{time}") for rate in self.rates)
+        return self.operations / median(getattr(each, f"{time}s") for each in self.passes) / best
 
 
 def figures(measured: Measurement, where: Figures) -> Figures:
@@ -60,6 +65,7 @@ def figures(measured: Measurement, where: Figures) -> Figures:
         "loaded_mb": measured.loaded_mb,
         "seconds_to_first_step": measured.seconds_to_first_step,
         "fraction_of_limit": measured.fraction_of_limit(where["device"]),
+        "fraction_of_pytorch_limit": measured.fraction_of_pytorch_limit(where["device"]),
     }
 
 
