@@ -50,7 +50,7 @@ def average(steps: list[dict[str, Tensor]], decay: float) -> dict[str, Tensor]:
     """By the definition of an exponential moving average, in float64."""
     found = {name: value.double() for name, value in steps[0].items()}
     for count, step in enumerate(steps[1:], start=1):
-        kept = min(decay, (1 + count) / (10 + count))
+        kept = min(decay, (1 + count) / (4 + count))
         found = {name: kept * found[name] + (1 - kept) * value.double() for name, value in step.items()}
     return found
 

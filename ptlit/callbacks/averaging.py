@@ -17,9 +17,11 @@ from ptlit.mistake import UserMistake
 
 
 class Averaging(L.Callback):
-    """An exponential moving average: `decay=0.95` reaches back some twenty steps, at the start fewer."""
+    """An exponential moving average: `decay=0.97` reaches back some thirty steps, at the start over the last
+    third of them.
+    """
 
-    def __init__(self, decay: float = 0.95):
+    def __init__(self, decay: float = 0.97):
         if not 0 <= decay < 1:
             raise UserMistake(
                 f"callbacks.averaging.decay={decay} must be 0 (the last step alone) or more, below 1."
@@ -45,7 +47,7 @@ class Averaging(L.Callback):
         if trainer.global_step == self._steps:  # gradients are still accumulated
             return
         self._steps = trainer.global_step
-        fresh = 1 - min(self.decay, (1 + self._steps) / (10 + self._steps))
+        fresh = 1 - min(self.decay, (1 + self._steps) / (4 + self._steps))
         for name, weight in trained(module).items():
             self._average[name].lerp_(weight, fresh)
 
