@@ -34,7 +34,13 @@ def job(place: Path, restarts: int = 0) -> subprocess.Popen[str]:
     slurm = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "soft", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
     slurm |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_RESTART_COUNT": str(restarts)}
     path = {"PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    words = [*TRAINING, "model.name_or_path=lm", "experiment=ptuning_v2", f"trainer.max_steps={STEPS}"]
+    words = [
+        *TRAINING,
+        "model.name_or_path=lm",
+        "experiment=ptuning_v2",
+        "prompt.dropout=0.1",
+        f"trainer.max_steps={STEPS}",
+    ]
     return subprocess.Popen(
         [sys.executable, "-m", "ptlit.train", *words, "hydra.run.dir=run", "resume=run"],
         cwd=place,
@@ -66,7 +72,9 @@ def test_it_is_requeued_and_the_same_command_goes_on_bit_for_bit(place: Path) ->
     said, _ = again.communicate(timeout=120)
     assert again.returncode == 0, said
     assert (place / "requeued").read_text() == "requeue 4711\n"
-    whole = train_at(place, "whole", "experiment=ptuning_v2", f"trainer.max_steps={STEPS}")
+    whole = train_at(
+        place, "whole", "experiment=ptuning_v2", "prompt.dropout=0.1", f"trainer.max_steps={STEPS}"
+    )
     one, other = (
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for folder in (place / "run", whole)

@@ -47,6 +47,9 @@ def data_of(lm: FrozenLM, path: Path, **options: object) -> ClassificationData:
     return data
 
 
+CHANCE = {"ptuning_v2": {"dropout": 0.1}}  # what a run draws has to go on too
+
+
 def module_of(
     lm: FrozenLM,
     data: ClassificationData,
@@ -56,7 +59,7 @@ def module_of(
 ) -> SoftPromptModule:
     torch.manual_seed(3)
     return SoftPromptModule(
-        PromptedLM(lm, make_prompt(method, lm.shape)),
+        PromptedLM(lm, make_prompt(method, lm.shape, **CHANCE.get(method, {}))),
         optimizer=functools.partial(torch.optim.AdamW, lr=lr),
         schedule=functools.partial(get_scheduler, name="cosine", num_warmup_steps=2),
         label_words=data.label_words,

@@ -58,11 +58,13 @@ class PrefixProjection(KeyValuePrompt):
 
 
 class PtuningV2(KeyValuePrompt):
-    """Deep prompts with dropout on the keys and values, which keeps the LM from leaning on single ones."""
+    """Deep prompts, with dropout on the keys and values if asked: the LM then leans less on single ones, and
+    learning takes long.
+    """
 
     peft_type = "PREFIX_TUNING"
 
-    def __init__(self, shape: LMShape, num_virtual_tokens: int = 20, dropout: float = 0.1):
+    def __init__(self, shape: LMShape, num_virtual_tokens: int = 20, dropout: float = 0.0):
         super().__init__(num_virtual_tokens, shape)
         self.embedding = nn.Embedding(num_virtual_tokens, shape.num_layers * 2 * self.key_width)
         self.dropout = nn.Dropout(checked_rate("dropout", dropout))
