@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from runs import TRAINING, call
+from test_config import composed
 
 from ptlit.command import command
 from ptlit.mistake import UserMistake
@@ -86,7 +87,8 @@ def test_a_search_whole(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert float(best["val/macro_f1"]) == max(scores) == scores[int(best["trial"])]
     assert not [name for name in without_timings(folder / "0") if name.startswith("test/")]
     first = yaml.safe_load((folder / "0" / "config.yaml").read_text())
-    assert (first["optim"]["lr"], first["schedule"]["name"]) == (0.005, "cosine")  # the experiment's
+    assert first["optim"]["lr"] == composed("experiment=prefix_tuning").optim.lr
+    assert first["schedule"]["name"] == "cosine"
     assert f"optim.lr={best['optim.lr']} schedule={best['schedule']} " in said
 
     prefix = "python -m ptlit.train "
@@ -140,7 +142,8 @@ def test_the_first_trial_is_what_one_has(search: Callable[..., list[int]], tmp_p
     """As far as it is among what is searched; the rest is proposed."""
     search(LR, "schedule=linear,cosine", "optim.betas=[0.8,0.9],[0.9,0.999]", "hydra.sweeper.n_trials=1")
     (row,) = table(tmp_path / "s")
-    assert (row["optim.lr"], row["schedule"], row["optim.betas"]) == ("0.01", "cosine", "[0.9,0.999]")
+    rate = str(composed("experiment=prompt_tuning").optim.lr)
+    assert (row["optim.lr"], row["schedule"], row["optim.betas"]) == (rate, "cosine", "[0.9,0.999]")
     words = ["schedule=linear,constant", "optim.lr=0.02", "schedule.num_warmup_steps=range(5,20,5)"]
     search(*words, "hydra.sweeper.n_trials=1", folder="t")
     (row,) = table(tmp_path / "t")
