@@ -161,7 +161,7 @@ CHANCES = ("probability_bad", "probability_good")
 
 def test_a_killed_run_goes_on_where_it_was(place: Path, trained: Path) -> None:
     with (place / "many.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "n"), *((text, i) for i, (text, _) in enumerate(TWEETS * 5))])
+        csv.writer(file).writerows([("text", "n"), *((text, i) for i, (text, _) in enumerate(TWEETS * 10))])
     words = ["run=run", "input=many.csv", "chunk_size=50", "batch_size=4"]
     whole = predict(place, *words[1:], output="whole.parquet")
     process = subprocess.Popen(

@@ -108,7 +108,7 @@ class MatrixProducts:
 
     def _rates(self, linear: Linear, inputs: Tensor, weight: Tensor) -> tuple[float, float]:
         operations = 2.0 * inputs.shape[0] * weight.numel()
-        found = [spent(lambda: linear(inputs, weight), self.device) for _ in range(5)]
+        found = [spent(lambda: linear(inputs, weight), self.device) for _ in range(3)]
         return (
             operations / median(each.seconds for each in found),
             operations / median(each.cpu_seconds for each in found),
