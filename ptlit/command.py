@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ptlit.config import conf_folder
+from ptlit.kept_memory import keep_freed_memory
 from ptlit.mistake import UserMistake
 from ptlit.overrides import in_our_words, paths_quoted, preflight
 from ptlit.resume import resumed
@@ -35,6 +36,7 @@ def command(config_name: str, run: Run) -> Callable[[], None]:
 
     def main() -> None:
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # what is no user's mistake keeps its whole traceback
+        keep_freed_memory()
         job = Job(run)
         try:
             sys.argv[1:] = resumed(paths_quoted(sys.argv[1:]))

@@ -17,6 +17,7 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ptlit import short_attention
 from ptlit.prefix import Prefix
 
 PACKED = "ptlit_packed"
@@ -107,7 +108,7 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
 ) -> tuple[Tensor, None]:
     """(1, heads, S + N, D) to (1, S + N, heads, D)."""
-    pack, attention = _current.get().pack, ALL_ATTENTION_FUNCTIONS[_current.get().attention]
+    pack = _current.get().pack
     front, before = pack.shared, pack.before
     # split, not sliced: what flows back is then put together, not added up from tensors full of zeros
     parts = [each.split([front, each.shape[2] - front], dim=2) for each in (query, key, value)]
@@ -117,26 +118,31 @@ def _attend(
         seen_keys = torch.cat([pack.prefix.keys[layer][None].to(key.dtype), seen_keys], dim=2)
         seen_values = torch.cat([pack.prefix.values[layer][None].to(value.dtype), seen_values], dim=2)
     every_row = (pack.rows, -1, -1, -1)
-    outcome, _ = attention(
+    outcome = _attended(
         module,
         pack.as_rows(query),
         torch.cat([seen_keys.expand(every_row), pack.as_rows(key)], dim=2),
         torch.cat([seen_values.expand(every_row), pack.as_rows(value)], dim=2),
         mask[:, :, pack.seen_by_all :],
-        **options,
+        options,
     )
     text = pack.as_pack(outcome)
     if not front:
         return text, None
-    lead, _ = attention(
-        module,
-        lead_query,
-        seen_keys,
-        seen_values,
-        mask[:, :, before : pack.seen_by_all, : pack.seen_by_all],
-        **options,
-    )
+    mask = mask[:, :, before : pack.seen_by_all, : pack.seen_by_all]
+    lead = _attended(module, lead_query, seen_keys, seen_values, mask, options)
     return torch.cat([lead, text], dim=1), None
+
+
+def _attended(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """(B, heads, T, D), and keys and values (B, K, S, D), to (B, T, heads, D)."""
+    implementation = _current.get().attention
+    if short_attention.suits(implementation, query, key, mask, options):
+        return short_attention.attend(query, key, value, mask, options.get("scaling"))
+    outcome, _ = ALL_ATTENTION_FUNCTIONS[implementation](module, query, key, value, mask, **options)
+    return outcome  # type: ignore[no-any-return]
 
 
 def _mask(

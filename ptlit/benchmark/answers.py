@@ -16,6 +16,7 @@ from ptlit.lm import FrozenLM
 ANSWERERS = {
     "ptlit": "ptlit.benchmark.engines.own_answers.OwnAnswers",
     "peft": "ptlit.benchmark.engines.peft_answers.PeftAnswers",
+    "peft_one_by_one": "ptlit.benchmark.engines.peft_answers.OneByOne",
 }
 Texts = Sequence[Sequence[int]]  # token ids
 Tokens = tuple[int, ...]

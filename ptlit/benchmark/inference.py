@@ -1,7 +1,8 @@
 """A finished prompt at work, side by side with PEFT: naming the labels of a file of texts, and writing on.
 
 PEFT has no label scores: it generates the label. Both have to give the same answers, so the texts of a batch
-are of one length: behind padding on the left, PEFT's answers are no longer those to the text alone.
+are of one length: behind padding on the left, PEFT's answers are no longer those to the text alone. Who takes
+texts as they come has to give them to PEFT one by one, as its tutorials do: an engine of its own.
 """
 
 import tempfile
@@ -14,7 +15,7 @@ from typing import Literal
 import yaml
 
 from ptlit.benchmark.agreement import Disagreement
-from ptlit.benchmark.answers import AnswersAtWork, Questions, Tokens
+from ptlit.benchmark.answers import ANSWERERS, AnswersAtWork, Questions, Tokens
 from ptlit.benchmark.case import Case, Node, Nodes, checked_method, prompt_node
 from ptlit.benchmark.figures import Measurement
 from ptlit.benchmark.limit import MatrixProducts
@@ -25,8 +26,6 @@ from ptlit.benchmark.turns import take_turns
 from ptlit.benchmark.worker import Worker
 from ptlit.mistake import UserMistake
 from ptlit.run_folder import RunFolder
-
-ENGINES = ("ptlit", "peft")
 
 
 class Inference:
@@ -91,10 +90,10 @@ class Inference:
         report: Report,
     ) -> list[Measurement]:
         case = Case(task, self.method, self.num_virtual_tokens, self.batch_size, "bucketed")
-        report.say(f"{case}: {', '.join(ENGINES)} ...")
+        report.say(f"{case}: {', '.join(ANSWERERS)} ...")
         with ExitStack() as stack:
             workers, began, measured = {}, {}, []
-            for engine in ENGINES:
+            for engine in ANSWERERS:
                 start = time.perf_counter()
                 given = (engine, task, nodes, adapter, prompt, questions)
                 worker = Worker(engine, self.threads, AnswersAtWork, *given)
@@ -103,7 +102,8 @@ class Inference:
                 began[engine] = time.perf_counter() - start
             passes, rates = take_turns(workers, products, len(questions.batches), 0, self.passes)
             said = {engine: worker("said") for engine, worker in workers.items()}
-            report.say(compared(task, said["ptlit"], said["peft"], questions.labels))
+            for peer in [engine for engine in said if engine != "ptlit"]:
+                report.say(compared(task, said["ptlit"], said[peer], questions.labels, peer))
             for engine, worker in workers.items():
                 loaded_mb, peak_mb = worker("peaks_mb")
                 measured.append(
@@ -123,7 +123,13 @@ class Inference:
         return measured
 
 
-def compared(task: str, ours: Sequence[Tokens], theirs: Sequence[Tokens], labels: Sequence[Tokens]) -> str:
+def compared(
+    task: str,
+    ours: Sequence[Tokens],
+    theirs: Sequence[Tokens],
+    labels: Sequence[Tokens],
+    peer: str = "peft",
+) -> str:
     """How the answers compare, in a sentence; a Disagreement where they may not differ.
 
     A generated label of one token is the most likely of all tokens, so it is the most likely label too. What
@@ -133,18 +139,20 @@ def compared(task: str, ours: Sequence[Tokens], theirs: Sequence[Tokens], labels
         differing = [place for place, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]]
         if differing:
             raise Disagreement(
-                f"{task}: ptlit and peft write on differently after {len(differing)} of {len(ours)} texts, "
+                f"{task}: ptlit and {peer} write on differently after {len(differing)} of {len(ours)} texts, "
                 "so no speed is reported."
             )
-        return f"{task}: the same tokens after all {len(ours)} texts"
+        return f"{task}: {peer} writes the same tokens as ptlit after all {len(ours)} texts"
     pairs = [(own, their) for own, their in zip(ours, theirs, strict=True) if their in labels]
     same = sum(own == their for own, their in pairs)
     if same < len(pairs) and all(len(label) == 1 for label in labels):
         raise Disagreement(
-            f"{task}: ptlit gives another label than peft to {len(pairs) - same} of {len(pairs)} texts, "
+            f"{task}: ptlit gives another label than {peer} to {len(pairs) - same} of {len(pairs)} texts, "
             "so no speed is reported."
         )
-    return f"{task}: peft generates a label for {len(pairs)} of {len(ours)} texts, {same} times that of ptlit"
+    return (
+        f"{task}: {peer} generates a label for {len(pairs)} of {len(ours)} texts, {same} times that of ptlit"
+    )
 
 
 def trained_prompt(run: Path) -> tuple[Node, str, int]:

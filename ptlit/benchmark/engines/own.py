@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ptlit.benchmark.engines import PlainLoop, Setup
 from ptlit.data.collate import Collate
+from ptlit.kept_memory import keep_freed_memory
 from ptlit.loss import learned_positions, learned_token_loss
 from ptlit.prompted_lm import PromptedLM
 
@@ -29,6 +30,7 @@ def ptlit_concatenated(setup: Setup) -> PlainLoop:
 
 def _loop(setup: Setup, prompted_lm: PromptedLM, logits_of: Callable[..., Tensor]) -> PlainLoop:
     assert setup.prompt is not None
+    keep_freed_memory()  # as the commands do
     collate, device = Collate(setup.lm.tokenizer.pad_token_id or 0), setup.lm.device
 
     def loss(rows: Any) -> Tensor:

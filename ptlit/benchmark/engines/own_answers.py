@@ -6,6 +6,7 @@ import torch
 
 from ptlit.benchmark.answers import Answers, Questions, Texts, Tokens, cut_at_end, left_padded
 from ptlit.benchmark.case import Node, made
+from ptlit.kept_memory import keep_freed_memory
 from ptlit.lm import FrozenLM
 from ptlit.peft_format import read_adapter, read_config
 from ptlit.prefix import Prefix
@@ -14,6 +15,7 @@ from ptlit.prompted_lm import PromptedLM
 
 class OwnAnswers(Answers):
     def __init__(self, lm: FrozenLM, adapter: Path, prompt: Node, questions: Questions):
+        keep_freed_memory()  # as the commands do
         own = made(prompt, shape=lm.shape)
         read_adapter(adapter, own)
         self.lm, self.questions = lm, questions

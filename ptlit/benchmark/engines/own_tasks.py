@@ -10,6 +10,7 @@ from ptlit.benchmark.case import Node, made
 from ptlit.benchmark.engines.own_answers import right_padded
 from ptlit.benchmark.tasks import Server, rows_of
 from ptlit.data import LabelWords
+from ptlit.kept_memory import keep_freed_memory
 from ptlit.lm import FrozenLM
 from ptlit.many_prompts import ManyPrompts
 from ptlit.peft_format import read_adapter
@@ -19,6 +20,7 @@ from ptlit.prompted_lm import PromptedLM
 
 class OneBatch(Server):
     def __init__(self, lm: FrozenLM, adapters: Sequence[Path], prompt: Node, labels: Sequence[Tokens]):
+        keep_freed_memory()  # as the commands do
         self.prompts = {str(task): each for task, each in enumerate(opened(lm, adapters, prompt))}
         names = tuple(map(str, range(len(labels))))
         self.words = LabelWords(names, tuple((name,) for name in names), tuple(labels), False)

@@ -39,3 +39,10 @@ class PeftAnswers(Answers):
             input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False
         )
         return [cut_at_end(row, end) for row in written[:, ids.shape[1] :].tolist()]
+
+
+class OneByOne(PeftAnswers):
+    """As its tutorials read texts, and everybody who has no batches of one length."""
+
+    def _written(self, texts: Texts, new_tokens: int) -> list[Tokens]:
+        return [tokens for text in texts for tokens in super(OneByOne, self)._written([text], new_tokens)]

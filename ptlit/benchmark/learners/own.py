@@ -13,6 +13,7 @@ from ptlit.benchmark.learners import AfterStep, Given, Learner
 from ptlit.build import build_module, build_trainer, make
 from ptlit.callbacks.averaging import Averaging
 from ptlit.data import Batch
+from ptlit.kept_memory import keep_freed_memory
 from ptlit.prefix import Prefix
 from ptlit.quiet import quiet
 
@@ -30,6 +31,7 @@ class OwnLearner(Learner):
     def __init__(self, given: Given):
         assert given.recipe is not None
         quiet()
+        keep_freed_memory()  # as the command does
         recipe: dict[str, Any] = dict(given.recipe)
         recipe["prompt"] = recipe["prompt"] | {"num_virtual_tokens": given.plan.num_virtual_tokens}
         recipe["trainer"] = recipe["trainer"] | UNUSED | {"max_steps": given.steps}

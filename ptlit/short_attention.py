@@ -1,0 +1,47 @@
+"""Attention of short rows on a CPU, by plain matrix products.
+
+PyTorch's own is made for long rows. For a tweet it takes up to twice the time: of keys and values it wants a
+copy for each query head that shares them, and it keeps these for the way back. Here the heads that share keys
+stand below each other, as one longer row of queries.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BEYOND_PLAIN = ("position_bias", "softcap", "s_aux", "cache")  # they change what attention is
+
+
+def suits(
+    implementation: str, query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]
+) -> bool:
+    """`query` (B, H, T, D), `key` (B, K, S, D). In rows longer than twice their width, the weights that are
+    kept would need more memory than those copies.
+    """
+    return (
+        implementation == "sdpa"
+        and mask is not None
+        and query.device.type == "cpu"
+        and query.dtype == key.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and query.shape[2] <= 2 * query.shape[3]
+        and not options.get("dropout")
+        and all(options.get(name) is None for name in BEYOND_PLAIN)
+    )
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """(B, H, T, D), and keys and values (B, K, S, D), to (B, T, H, D); `mask` (1, 1, T, S)."""
+    rows, heads, length, width = query.shape
+    shared_by = heads // key.shape[1]
+    additive = mask if mask.is_floating_point() else torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    scores = torch.baddbmm(
+        additive[0].repeat(1, shared_by, 1),
+        query.reshape(-1, shared_by * length, width),  # (B * K, H / K * T, D)
+        key.flatten(0, 1).transpose(1, 2),
+        alpha=scaling if scaling is not None else width**-0.5,
+    )
+    outcome = torch.bmm(scores.softmax(-1), value.flatten(0, 1))  # (B * K, H / K * T, D)
+    return outcome.view(rows, heads, length, -1).transpose(1, 2)
