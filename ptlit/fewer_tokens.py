@@ -12,7 +12,8 @@ from torch import Tensor
 from ptlit.lm import LMShape
 from ptlit.prefix import Prefix
 from ptlit.prompt import EmbeddingPrompt, KeyValuePrompt, SoftPrompt
-from ptlit.prompted_lm import PromptedLM, closed_up
+from ptlit.prompted_lm import PromptedLM
+from ptlit.token_rows import closed_up
 
 
 class FewerTokens:

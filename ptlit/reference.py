@@ -8,7 +8,8 @@ from torch import Tensor
 from ptlit.data import Batch
 from ptlit.loss import divergence
 from ptlit.prefix import Prefix
-from ptlit.prompted_lm import PromptedLM, without_places
+from ptlit.prompted_lm import PromptedLM
+from ptlit.token_rows import without_places
 
 
 @dataclass

@@ -57,11 +57,12 @@ def keep_score(folder: Path, cfg: DictConfig, score: float) -> None:
 
 
 def score_kept(folder: Path, cfg: DictConfig) -> float | None:
-    """That of a job which ended here with this very config."""
-    if not (folder / ENDED).is_file():
+    """That of a job which ended here with this very config; a file that cannot be read tells of none."""
+    try:
+        kept = json.loads((folder / ENDED).read_text(encoding="utf-8"))
+        return kept["score"] if kept["config"] == plain(cfg) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    kept = json.loads((folder / ENDED).read_text(encoding="utf-8"))
-    return kept["score"] if kept["config"] == plain(cfg) else None
 
 
 def plain(cfg: DictConfig) -> Any:

@@ -167,6 +167,9 @@ def test_a_sweep_said_again_runs_what_is_not_there_yet(
     assert sweep(6, 5) == []
     assert sweep(5, 6, words=("seed=1",)) == [5, 6]
     assert sweep(5, 6) == [5, 6]
+    (broken,) = (tmp_path / "sweep").glob("*=5/.hydra/ended.json")
+    broken.write_text('{"score": 0.0')
+    assert sweep(5, 6) == [5]
 
 
 def test_a_sweep_named_in_conf(call: Call, tmp_path: Path) -> None:
