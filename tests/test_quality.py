@@ -131,10 +131,13 @@ def test_everybody_meets_the_same_examples_and_a_stopped_run_goes_on(
     assert rows["ptlit", "prompt_tuning"]["trainable"] == rows["peft", "prompt_tuning"]["trainable"] == 4 * 32
     assert rows["peft", "prompt_tuning"]["lr"] in (0.01, 0.1)
     assert rows["ptlit", "ptuning_v2"]["lr"] == composed("experiment=ptuning_v2").optim.lr
-    assert [each["method"] for each in found["reached"]] == ["prompt_tuning", "ptuning_v2"]
+    for measure in ("macro_f1", "loss"):
+        said_of = [each["method"] for each in found["reached"] if each["measure"] == measure]
+        assert said_of == ["prompt_tuning", "ptuning_v2"]
     assert (tmp_path / "run" / "benchmark.png").stat().st_size > 1000
     said = capsys.readouterr().out
     assert "peft prefix_tuning" in said and "PEFT's best validation macro f1" in said
+    assert "PEFT's best validation loss of" in said
 
     file = tmp_path / "run" / DONE
     lines = file.read_text().splitlines(keepends=True)
@@ -294,9 +297,10 @@ def test_epochs_follow_each_other_until_the_examples_are_used_up() -> None:
 
 def trial(engine: str, lr: float | None, seed: int, *scores: float) -> dict[str, Any]:
     curve = [
-        {"examples": 8 * i, "seconds": i, "cpu_seconds": i, "macro_f1": score, "train_loss": None}
+        {"examples": 8 * i, "seconds": i, "cpu_seconds": i, "macro_f1": score, "loss": 1 - score}
         for i, score in enumerate(scores)
     ]
+    curve = [point | {"train_loss": None} for point in curve]
     best = max(curve, key=lambda point: point["macro_f1"])
     known = {
         "engine": engine,
@@ -331,6 +335,9 @@ def test_the_best_rate_on_validation_is_what_is_compared_with() -> None:
         8,
         0.5,
     )
+    (each,) = reached([peft, ours], "loss", {})
+    assert each["target"] == pytest.approx(0.4)  # the least, not the most
+    assert (each["peft_examples"], each["ptlit_examples"]) == (16, 8)
 
 
 def test_what_has_diverged_is_no_number() -> None:

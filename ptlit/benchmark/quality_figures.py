@@ -66,6 +66,11 @@ def headline(trials: Trials) -> str:
     return "macro_f1" if "macro_f1" in trials[0]["test"] else "perplexity"
 
 
+def milestones(trials: Trials) -> list[str]:
+    """By what it is said how soon a learner is as good as another: scores scatter more than the loss."""
+    return ["macro_f1", "loss"] if headline(trials) == "macro_f1" else ["perplexity"]
+
+
 def mean_curve(same: Trials) -> list[Figures]:
     """Point by point: all were validated after the same examples. A value that some lack is left out."""
     found = []
@@ -91,6 +96,7 @@ def reached(rows: Sequence[Figures], name: str, same_in_peft: Mapping[str, str])
         found.append(
             {
                 "method": row["method"],
+                "measure": name,
                 "target": target,
                 "peft_examples": theirs,
                 "ptlit_examples": examples,
@@ -105,6 +111,6 @@ def has(row: Figures, name: str) -> bool:
 
 
 def better(name: str) -> tuple[Callable[[float, float], bool], Callable[..., float]]:
-    if name == "perplexity":
+    if name in ("perplexity", "loss"):
         return (lambda value, target: value <= target), min
     return (lambda value, target: value >= target), max

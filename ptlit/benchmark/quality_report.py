@@ -17,7 +17,7 @@ from ptlit.benchmark.case import Nodes
 from ptlit.benchmark.learners import UNTAUGHT
 from ptlit.benchmark.learners.plain import SAME_IN_PEFT
 from ptlit.benchmark.machine import device_name
-from ptlit.benchmark.quality_figures import Figures, headline, reached, rows_of
+from ptlit.benchmark.quality_figures import Figures, headline, milestones, reached, rows_of
 from ptlit.benchmark.report import JSON, PLOT, write_json
 from ptlit.benchmark.trial import Plan
 
@@ -46,7 +46,7 @@ class QualityReport:
 
     def contents(self) -> Figures:
         rows = rows_of(self.trials)
-        found = reached(rows, headline(self.trials), SAME_IN_PEFT)
+        found = [each for name in milestones(self.trials) for each in reached(rows, name, SAME_IN_PEFT)]
         return {**self.where, "rows": rows, "reached": found, "trials": self.trials}
 
     def write(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class QualityReport:
         contents, name = self.contents(), headline(self.trials)
         self.console.print(table(contents["rows"], name))
         for each in contents["reached"]:
-            self.console.print(sentence(each, name))
+            self.console.print(sentence(each))
         plot(contents["rows"], name, folder / PLOT, f"{self.where['model']}, {self.where['data']}")
         self.console.print(f"figures {folder / JSON}\nplot    {folder / PLOT}")
 
@@ -105,8 +105,8 @@ def spread(ends: list[float]) -> str:
     return f" ±{(ends[1] - ends[0]) / 2:.3f}" if ends[1] > ends[0] else ""
 
 
-def sentence(each: Figures, name: str) -> str:
-    target = f"PEFT's best validation {name.replace('_', ' ')} of {each['target']:.3f}"
+def sentence(each: Figures) -> str:
+    target = f"PEFT's best validation {each['measure'].replace('_', ' ')} of {each['target']:.3f}"
     if each["ptlit_examples"] is None:
         return f"{each['method']}: never reaches {target} ({each['peft_examples']:,.0f} examples)."
     return (
