@@ -296,11 +296,11 @@ def test_epochs_follow_each_other_until_the_examples_are_used_up() -> None:
 
 
 def trial(engine: str, lr: float | None, seed: int, *scores: float) -> dict[str, Any]:
-    curve = [
+    curve: list[dict[str, Any]] = [
         {"examples": 8 * i, "seconds": i, "cpu_seconds": i, "macro_f1": score, "loss": 1 - score}
+        | {"train_loss": None}
         for i, score in enumerate(scores)
     ]
-    curve = [point | {"train_loss": None} for point in curve]
     best = max(curve, key=lambda point: point["macro_f1"])
     known = {
         "engine": engine,
