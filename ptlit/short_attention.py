@@ -23,6 +23,7 @@ def suits(
     return (
         implementation == "sdpa"
         and mask is not None
+        and mask.shape[:2] == (1, 1)
         and query.device.type == "cpu"
         and query.dtype == key.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")

@@ -56,6 +56,7 @@ def test_what_is_left_to_others() -> None:
     assert suits("sdpa", query, query, mask, {})
     assert not suits("eager", query, query, mask, {})
     assert not suits("sdpa", query, query, None, {})
+    assert not suits("sdpa", query, query, mask.expand(1, 2, 8, 8), {})  # a mask for each head
     assert not suits("sdpa", query.bfloat16(), query.bfloat16(), mask, {})
     assert not suits("sdpa", query, query, mask, {"dropout": 0.1})
     assert not suits("sdpa", query, query, mask, {"position_bias": mask})
