@@ -129,7 +129,7 @@ def plot(rows: list[Figures], name: str, picture: Path, title: str) -> None:
     if name == "perplexity":
         left.set_yscale("log")
     if left.get_legend_handles_labels()[1]:
-        left.legend(fontsize="small")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.suptitle(title)
     part = picture.with_suffix(".part.png")
     figure.savefig(part, dpi=110)
