@@ -1,7 +1,7 @@
 """Attention of short rows on a CPU, by plain matrix products.
 
-PyTorch's own is made for long rows. For a tweet it takes up to twice the time: of keys and values it wants a
-copy for each query head that shares them, and it keeps these for the way back. Here the heads that share keys
+PyTorch's own is made for long rows. For a tweet it takes longer: of keys and values it wants a copy for each
+query head that shares them, and it keeps these for the way back. Here the heads that share keys
 stand below each other, as one longer row of queries.
 """
 
