@@ -1,8 +1,8 @@
 """Memory that was freed stays with the process, for the next tensor of that size.
 
 The C library gives large blocks back to the system at once, and the system hands them out again page by page,
-each filled with zeros: where no gradients keep blocks in use, as when labels are scored, every layer waits for
-that. What a process needs at most stays the same.
+each filled with zeros: where no gradients keep blocks in use, as when labels are scored, every layer waits
+for that. What a process needs at most stays the same.
 """
 
 import ctypes
