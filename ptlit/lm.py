@@ -21,6 +21,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from ptlit.bundled_lm import smollm2_folder
+from ptlit.compiled import CompiledLayers
 from ptlit.hub import hub_is_reachable
 from ptlit.mistake import UserMistake
 from ptlit.packing import attention_is_replaceable, can_pack
@@ -66,6 +67,7 @@ class FrozenLM(nn.Module):
         self.name = name
         self.revision = revision
         self.gradient_checkpointing = gradient_checkpointing
+        self.compiled: CompiledLayers | None = None
         self.loaded_dtype = model.dtype
         for parameter in model.parameters():
             if parameter.is_floating_point():  # packed integer weights of quantised LMs cannot take the call
@@ -102,7 +104,7 @@ class FrozenLM(nn.Module):
 
     def changed(self, model: PreTrainedModel, trains_lora: bool) -> "FrozenLM":
         """This LM with a LoRA in it."""
-        return FrozenLM(
+        lm = FrozenLM(
             model,
             self.tokenizer,
             self.name,
@@ -111,6 +113,21 @@ class FrozenLM(nn.Module):
             base=self.base,
             trains_lora=trains_lora,
         )
+        lm.compile_layers(self.compiled is not None)
+        return lm
+
+    def compile_layers(self, wanted: bool) -> None:
+        """For training steps from now on, or no more."""
+        if wanted and self.gradient_checkpointing:
+            raise UserMistake(
+                "model.compile=true keeps what model.gradient_checkpointing=true computes again: choose one."
+            )
+        if wanted and not self.packs:
+            raise UserMistake(
+                "model.compile=true is for LMs whose rows can be packed, and those of this one cannot: give "
+                "model.compile=false."
+            )
+        self.compiled = (self.compiled or CompiledLayers(self.model)) if wanted else None
 
     @property
     def base(self) -> "FrozenLM":
@@ -200,6 +217,7 @@ def load_lm(
     gguf_file: str | None = None,
     quantization: Quantization | None = None,
     gradient_checkpointing: bool = False,
+    compile: bool = False,
 ) -> FrozenLM:
     """A causal LM by hub name, local folder or bundled name; loaded once per process, then shared."""
     asked = (
@@ -216,6 +234,7 @@ def load_lm(
         _load_once.cache_clear()
         lm = _load_once(*asked)
     lm.gradient_checkpointing = gradient_checkpointing
+    lm.compile_layers(compile)
     return lm
 
 

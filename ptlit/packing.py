@@ -104,6 +104,7 @@ def _within(reading: _Reading) -> Iterator[None]:
         _current.reset(token)
 
 
+@torch.compiler.disable  # it asks for more than it is given, and every layer would be another case
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
 ) -> tuple[Tensor, None]:

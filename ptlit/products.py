@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -83,25 +82,31 @@ def by_onednn(inputs: Tensor, weight: Tensor) -> bool:
 
 def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`inputs` (..., I) and `weight` (O, I), which has no gradient, to (..., O)."""
-    if inputs.requires_grad and torch.is_grad_enabled():
-        return _Product.apply(inputs, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
-    return _onednn(inputs, weight, bias)
-
-
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.weight = weight  # it never changes, so no version of it need be kept
-        return _onednn(inputs, weight, bias)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator, no-untyped-call]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _onednn(gradient, ctx.weight.t(), None), None, None
+    return torch.ops.ptlit.product(inputs, weight, bias)  # type: ignore[no-any-return]
 
 
 def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(inputs.contiguous(), weight, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+def _shaped(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return inputs.new_empty(*inputs.shape[:-1], weight.shape[0])
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    ctx.weight = inputs[1]  # it never changes, so no version of it need be kept
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    return product(gradient, ctx.weight.t()), None, None
+
+
+# An operator of its own: torch.compile takes it as it is, and asks for nothing but the shape.
+_OPERATORS = torch.library.Library("ptlit", "DEF")
+_OPERATORS.define("product(Tensor inputs, Tensor weight, Tensor? bias) -> Tensor")
+_OPERATORS.impl("product", _onednn, "CPU")
+torch.library.register_fake("ptlit::product", _shaped, lib=_OPERATORS)
+torch.library.register_autograd("ptlit::product", _backward, setup_context=_remember, lib=_OPERATORS)
 
 
 @functools.cache

@@ -97,7 +97,7 @@ class PromptedLM(nn.Module):
             prefix = Prefix.from_embeddings(words, self.lm.model, prefix)
             tokens = {name: each[:, lead:] for name, each in tokens.items()}
         cache = prefix.shared_cache() if prefix is not None else None
-        with self._saving_memory():
+        with self._as_asked():
             return self.logits(tokens, attention_mask, keep[:, lead:], cache)
 
     def forward_concatenated(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> Tensor:
@@ -266,7 +266,7 @@ class PromptedLM(nn.Module):
         else:
             tokens = {"input_ids": ids}
             pack = Pack.of(rest, shared=lead, prefix=prefix if prefix is not None else self.prefix())
-        with _head_sees_only(self.lm.model, keep), self._saving_memory():
+        with _head_sees_only(self.lm.model, keep), self._as_asked():
             return read_packed(self.lm.model, pack, **tokens)[0]
 
     def logits(
@@ -285,9 +285,13 @@ class PromptedLM(nn.Module):
                 **self._positions(mask, mask.shape[1] - keep.shape[1]),
             ).logits[0]
 
-    def _saving_memory(self) -> AbstractContextManager[None]:
-        saves = self.lm.gradient_checkpointing and torch.is_grad_enabled()
-        return recomputing(self.lm.model) if saves else nullcontext()
+    def _as_asked(self) -> AbstractContextManager[None]:
+        """How layers run while something is learned."""
+        if not torch.is_grad_enabled():
+            return nullcontext()
+        if self.lm.compiled is not None:
+            return self.lm.compiled.in_use()
+        return recomputing(self.lm.model) if self.lm.gradient_checkpointing else nullcontext()
 
     def tokens(self, input_ids: Tensor) -> dict[str, Tensor]:
         """As the LM takes them behind a prefix: embedded only where virtual tokens stand among the words."""

@@ -20,6 +20,7 @@ from ptlit.signature import guess
 ENGINES = {
     "ptlit": "ptlit.benchmark.engines.own.ptlit",
     "ptlit_recomputing": "ptlit.benchmark.engines.own.ptlit_recomputing",
+    "ptlit_compiled": "ptlit.benchmark.engines.own.ptlit_compiled",
     "ptlit_concatenated": "ptlit.benchmark.engines.own.ptlit_concatenated",
     "peft": "ptlit.benchmark.engines.of_peft.peft",
     "peft_trainer": "ptlit.benchmark.engines.hf_trainer.peft_trainer",

@@ -23,6 +23,12 @@ def ptlit_recomputing(setup: Setup) -> PlainLoop:
     return ptlit(setup)
 
 
+def ptlit_compiled(setup: Setup) -> PlainLoop:
+    """As with model.compile=true; the time to the first step has the compilation in it."""
+    setup.lm.compile_layers(True)
+    return ptlit(setup)
+
+
 def ptlit_concatenated(setup: Setup) -> PlainLoop:
     prompted_lm = PromptedLM(setup.lm, setup.prompt)
     return _loop(setup, prompted_lm, prompted_lm.forward_concatenated)

@@ -1,0 +1,93 @@
+"""Layers by torch.compile: the same numbers, in training steps alone, and a sentence where it cannot be."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch._inductor.config as inductor
+from methods import make_prompt
+from tiny import padded_rows, tiny_lm
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from ptlit.compiled import check_compiler
+from ptlit.lm import FrozenLM
+from ptlit.lora import TrainedLora, with_lora
+from ptlit.loss import learned_positions, learned_token_loss
+from ptlit.mistake import UserMistake
+from ptlit.prompted_lm import PromptedLM
+
+pytestmark = [  # torch.compile's own, which it hides unless warnings are errors
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
+]
+
+
+def loss_and_gradients(lm: FrozenLM, method: str, lengths: tuple[int, ...]) -> tuple[Tensor, ...]:
+    torch.manual_seed(7)
+    prompted_lm = PromptedLM(lm, make_prompt(method, lm.shape)).eval()
+    ids, mask, labels = padded_rows(lengths)
+    keep, targets = learned_positions(labels)
+    loss = learned_token_loss(prompted_lm(ids, mask, keep), targets)
+    learned = [*prompted_lm.prompt.parameters(), *lm.trained.values()]
+    return loss.detach(), *torch.autograd.grad(loss, learned)
+
+
+def graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.parametrize("wears_lora", [False, True])
+def test_a_step_is_what_it_was(wears_lora: bool) -> None:
+    lm = tiny_lm("llama", spread=0.3)
+    if wears_lora:
+        lm = with_lora(lm, TrainedLora(r=2))
+    cases = [(method, rows) for method in ("ptuning_mlp", "prefix_tuning") for rows in ((14, 9, 5), (7, 20))]
+    plain = [loss_and_gradients(lm, *case) for case in cases]
+    before = graphs()
+    lm.compile_layers(True)
+    compiled = [loss_and_gradients(lm, *case) for case in cases]
+    assert graphs() > before
+    for found, right in zip(compiled, plain, strict=True):
+        for one, other in zip(found, right, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+def test_what_is_judged_or_generated_is_not_compiled() -> None:
+    lm = tiny_lm("llama", spread=0.3)
+    lm.compile_layers(True)
+    prompted_lm = PromptedLM(lm, make_prompt("ptuning_mlp", lm.shape)).eval()
+    ids, mask, _ = padded_rows((6, 6))
+    before = graphs()
+    with torch.no_grad():
+        prompted_lm.label_scores(ids, mask, ((5,), (6, 7)))
+        prompted_lm.generate(ids, mask, max_new_tokens=3, do_sample=False)
+    assert graphs() == before
+
+
+def test_a_lora_is_put_into_an_lm_that_stays_compiled() -> None:
+    lm = tiny_lm("llama")
+    lm.compile_layers(True)
+    worn = with_lora(lm, TrainedLora(r=2))
+    assert worn.compiled is not None and worn.compiled is not lm.compiled
+
+
+def test_not_with_layers_that_run_twice_or_rows_that_do_not_pack() -> None:
+    lm = tiny_lm("llama")
+    lm.gradient_checkpointing = True
+    with pytest.raises(UserMistake, match="model.gradient_checkpointing=true computes again: choose one"):
+        lm.compile_layers(True)
+    with pytest.raises(UserMistake, match="model.compile=false"):
+        tiny_lm("bloom").compile_layers(True)
+
+
+def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    check_compiler.cache_clear()
+    torch.compiler.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with (
+        inductor.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}),
+        pytest.raises(UserMistake, match="No working C.. compiler .* such as g.., .* model.compile=false"),
+    ):
+        check_compiler(torch.device("cpu"))
+    check_compiler(torch.device("cpu"))  # a failure is not remembered
