@@ -203,6 +203,8 @@ def read_adapter(folder: Path, prompt: SoftPrompt) -> str:
     if adapter.method == type(prompt).__name__:
         check_tensors(f"{folder / WEIGHTS}", prompt, adapter.ours)
         prompt.load_state_dict(adapter.ours)
+        if not torch.allclose(prompt_embeddings(prompt), adapter.embeddings, rtol=1e-3, atol=1e-5):
+            start_at_output(prompt, adapter)  # it has an option now that it had not there, such as a residual
         return f"The prompt goes on from {trained}, with all that was learned."
     wanted = prompt_embeddings(prompt).shape
     if adapter.embeddings.shape != wanted:
@@ -210,13 +212,16 @@ def read_adapter(folder: Path, prompt: SoftPrompt) -> str:
             f"{folder} was trained on an LM of another shape ({adapter.base_model}): its {EMBEDDINGS} is "
             f"{tuple(adapter.embeddings.shape)}, and here it takes {tuple(wanted)}."
         )
-    device = next(prompt.parameters()).device
-    start = adapter.embeddings.to(device)
-    with torch.no_grad():
-        prompt.start_at(prompt.key_values(start) if isinstance(prompt, KeyValuePrompt) else start)
+    start_at_output(prompt, adapter)
     left = " The encoder behind it was not saved." if adapter.peft_type == "P_TUNING" else ""
     left = f" Its own tensors ({adapter.method}) are left behind." if adapter.method else left
     return f"The prompt starts from the output of {trained}.{left}"
+
+
+@torch.no_grad()
+def start_at_output(prompt: SoftPrompt, adapter: Adapter) -> None:
+    start = adapter.embeddings.to(next(prompt.parameters()).device)
+    prompt.start_at(prompt.key_values(start) if isinstance(prompt, KeyValuePrompt) else start)
 
 
 def prompt_in(folder: Path, shape: LMShape) -> SoftPrompt:

@@ -124,6 +124,17 @@ def test_another_method_starts_from_the_output(saved: str, asked: str, tmp_path:
     torch.testing.assert_close(other.eval()(), prompt())
 
 
+@pytest.mark.parametrize("method", ["ptuning_mlp", "ptuning_lstm"])
+def test_ours_with_another_residual_goes_on_from_the_same_output(method: str, tmp_path: Path) -> None:
+    lm = tiny_lm("llama")
+    prompt = make_prompt(method, lm.shape, residual=0.0).eval()
+    write_adapter(tmp_path, prompt, lm.shape, base_model="tiny")
+    other = make_prompt(method, lm.shape, residual=20.0)
+    assert "with all that was learned" in read_adapter(tmp_path, other)
+    torch.testing.assert_close(other.eval()(), prompt(), rtol=0, atol=1e-5)
+    assert torch.equal(other.embedding.weight, prompt.embedding.weight)
+
+
 def test_it_goes_on_from_a_run_and_from_peft(
     place: Path, trained: Path, trained_by_peft: dict[str, tuple[Path, Tensor, Tensor]], capsys: Any
 ) -> None:

@@ -9,7 +9,15 @@ from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig
 
 from ptlit.lm import LMShape, measure_shape
 from ptlit.mistake import UserMistake
-from ptlit.prompt import PrefixProjection, PrefixTuning, PromptTuning, PtuningLstm, PtuningMlp, PtuningV2
+from ptlit.prompt import (
+    PrefixProjection,
+    PrefixTuning,
+    PromptTuning,
+    PtuningLstm,
+    PtuningMlp,
+    PtuningV2,
+    SoftPrompt,
+)
 
 SHAPE = LMShape(hidden_size=24, num_layers=3, num_kv_heads=2, head_dim=6, max_positions=64)
 
@@ -84,7 +92,7 @@ def test_encoder_is_pefts_with_the_same_weights(method: str, kind: str) -> None:
         num_transformer_submodules=1,
     )
     theirs = PromptEncoder(config)
-    ours = make_prompt(method, SHAPE, num_virtual_tokens=5, hidden_size=16).eval()
+    ours = make_prompt(method, SHAPE, num_virtual_tokens=5, hidden_size=16, residual=0.0).eval()
     ours.load_state_dict(theirs.state_dict(), strict=False)
     torch.testing.assert_close(ours(), theirs(torch.arange(5)[None])[0])
     assert {n for n, _ in ours.named_parameters()} == {n for n, _ in theirs.named_parameters()}
@@ -122,7 +130,31 @@ def test_every_option_acts(method: str) -> None:
         torch.manual_seed(0)
         second = make_prompt(method, SHAPE, **{option: other}).train()
         if count(first) == count(second):
-            assert not torch.equal(first(), second()), option
+            assert not torch.allclose(after_a_step(first), after_a_step(second)), option
+
+
+def after_a_step(prompt: SoftPrompt) -> torch.Tensor:
+    prompt().square().sum().backward()
+    with torch.no_grad():
+        for parameter in prompt.parameters():
+            parameter -= 0.01 * parameter.grad
+    return prompt().detach()
+
+
+@pytest.mark.parametrize("method", ["ptuning_mlp", "ptuning_lstm"])
+def test_what_passes_the_encoder_leaves_the_start_as_it_is_and_moves_each_token(method: str) -> None:
+    """By its own embedding the gradient is that through the encoder and, 20 times, that of the output."""
+    prompts = []
+    for residual in (0.0, 20.0):
+        torch.manual_seed(0)
+        prompts.append(make_prompt(method, SHAPE, residual=residual).double().eval())
+    alone, residual = prompts
+    torch.testing.assert_close(residual(), alone(), rtol=0, atol=1e-5)
+    downstream = torch.randn(6, 24, dtype=torch.float64)
+    through, both = (
+        torch.autograd.grad((each() * downstream).sum(), each.embedding.weight)[0] for each in prompts
+    )
+    torch.testing.assert_close(both, through + 20.0 * downstream)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -138,6 +170,11 @@ def test_impossible_sizes_are_refused_by_name(method: str, option: str, value: f
 def test_dropout_between_the_layers_of_a_one_layer_lstm_is_refused() -> None:
     with pytest.raises(UserMistake, match=r"prompt\.dropout=0\.1 .* prompt\.num_layers=1"):
         PtuningLstm(SHAPE, num_layers=1, dropout=0.1)
+
+
+def test_less_than_the_encoder_alone_is_refused() -> None:
+    with pytest.raises(UserMistake, match=r"prompt\.residual=-1\.0 must be 0"):
+        PtuningMlp(SHAPE, residual=-1.0)
 
 
 def test_deep_prompts_are_refused_where_layers_differ() -> None:

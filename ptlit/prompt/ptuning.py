@@ -1,7 +1,11 @@
 """P-tuning: a table of embeddings read through a small encoder that ties the virtual tokens together.
 
 Liu, Zheng, Du et al. (2021), "GPT Understands, Too". Modules and counts are those of PEFT's PromptEncoder.
+An encoder moves all virtual tokens together. Past it, times `residual`, each learns by itself as well, the
+skip connection of Razdaibiedina, Mao et al. (2023), "Residual Prompt Tuning"; 0 is the original form.
 """
+
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +15,11 @@ from ptlit.mistake import UserMistake
 from ptlit.prompt.base import EmbeddingPrompt, Offset, checked_rate, checked_size
 
 
-class PtuningMlp(EmbeddingPrompt):
-    """Every virtual token goes through the same multilayer perceptron."""
+class Ptuning(EmbeddingPrompt):
+    """Interface: what both encoders share."""
 
     peft_type = "P_TUNING"
+    reparameterization: str  # PEFT's word for the encoder
 
     def __init__(
         self,
@@ -23,26 +28,36 @@ class PtuningMlp(EmbeddingPrompt):
         hidden_size: int = 128,
         num_layers: int = 2,
         dropout: float = 0.0,
+        residual: float = 0.0,
     ):
         super().__init__(num_virtual_tokens)
-        width, hidden = shape.hidden_size, checked_size("hidden_size", hidden_size)
-        self.embedding = nn.Embedding(num_virtual_tokens, width)
-        layers: list[nn.Module] = []
-        for index in range(checked_size("num_layers", num_layers)):
-            layers += [nn.Linear(width if index == 0 else hidden, hidden), nn.ReLU()]
-            if checked_rate("dropout", dropout) > 0:
-                layers.append(nn.Dropout(dropout))
-        self.mlp_head = nn.Sequential(*layers, nn.Linear(hidden, width))
-        self.offset = Offset(num_virtual_tokens, width)
+        self.embedding = nn.Embedding(num_virtual_tokens, shape.hidden_size)
+        self.build_encoder(
+            shape.hidden_size,
+            checked_size("hidden_size", hidden_size),
+            checked_size("num_layers", num_layers),
+            checked_rate("dropout", dropout),
+        )
+        self.offset = Offset(num_virtual_tokens, shape.hidden_size)
+        self.residual = checked_residual(residual)
+        with torch.no_grad():
+            self.offset.value -= residual * self.embedding.weight  # it starts as the encoder alone would
         self._options = {
-            "encoder_hidden_size": hidden,
+            "encoder_hidden_size": hidden_size,
             "encoder_num_layers": num_layers,
             "encoder_dropout": dropout,
-            "encoder_reparameterization_type": "MLP",
+            "encoder_reparameterization_type": self.reparameterization,
         }
 
+    @abstractmethod
+    def build_encoder(self, width: int, hidden: int, layers: int, dropout: float) -> None: ...
+
+    @abstractmethod
+    def encoded(self) -> Tensor:
+        """What the encoder makes of the table: (P, H)."""
+
     def forward(self) -> Tensor:
-        return self.offset(self.mlp_head(self.embedding.weight))  # (P, H)
+        return self.offset(torch.add(self.encoded(), self.embedding.weight, alpha=self.residual))  # (P, H)
 
     @torch.no_grad()
     def start_at(self, target: Tensor) -> None:
@@ -52,53 +67,47 @@ class PtuningMlp(EmbeddingPrompt):
         return self._options
 
 
-class PtuningLstm(EmbeddingPrompt):
+class PtuningMlp(Ptuning):
+    """Every virtual token goes through the same multilayer perceptron."""
+
+    reparameterization = "MLP"
+
+    def build_encoder(self, width: int, hidden: int, layers: int, dropout: float) -> None:
+        steps: list[nn.Module] = []
+        for index in range(layers):
+            steps += [nn.Linear(width if index == 0 else hidden, hidden), nn.ReLU()]
+            if dropout > 0:
+                steps.append(nn.Dropout(dropout))
+        self.mlp_head = nn.Sequential(*steps, nn.Linear(hidden, width))
+
+    def encoded(self) -> Tensor:
+        return self.mlp_head(self.embedding.weight)  # type: ignore[no-any-return]
+
+
+class PtuningLstm(Ptuning):
     """A bidirectional LSTM over the virtual tokens, then a perceptron."""
 
-    peft_type = "P_TUNING"
+    reparameterization = "LSTM"
 
-    def __init__(
-        self,
-        shape: LMShape,
-        num_virtual_tokens: int = 20,
-        hidden_size: int = 128,
-        num_layers: int = 2,
-        dropout: float = 0.0,
-    ):
-        super().__init__(num_virtual_tokens)
-        width, hidden = shape.hidden_size, checked_size("hidden_size", hidden_size)
-        if checked_rate("dropout", dropout) > 0 and num_layers == 1:
+    def build_encoder(self, width: int, hidden: int, layers: int, dropout: float) -> None:
+        if dropout > 0 and layers == 1:
             raise UserMistake(
                 f"prompt.dropout={dropout} acts between the layers of the LSTM and prompt.num_layers=1 has "
                 "no between: set prompt.dropout=0 or prompt.num_layers=2."
             )
-        self.embedding = nn.Embedding(num_virtual_tokens, width)
         self.lstm_head = nn.LSTM(
-            width,
-            hidden,
-            num_layers=checked_size("num_layers", num_layers),
-            dropout=dropout,
-            bidirectional=True,
-            batch_first=True,
+            width, hidden, num_layers=layers, dropout=dropout, bidirectional=True, batch_first=True
         )
         self.mlp_head = nn.Sequential(
             nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width)
         )
-        self.offset = Offset(num_virtual_tokens, width)
-        self._options = {
-            "encoder_hidden_size": hidden,
-            "encoder_num_layers": num_layers,
-            "encoder_dropout": dropout,
-            "encoder_reparameterization_type": "LSTM",
-        }
 
-    def forward(self) -> Tensor:
+    def encoded(self) -> Tensor:
         read, _ = self.lstm_head(self.embedding.weight)  # (P, 2 * E)
-        return self.offset(self.mlp_head(read))  # (P, H)
+        return self.mlp_head(read)  # type: ignore[no-any-return]
 
-    @torch.no_grad()
-    def start_at(self, target: Tensor) -> None:
-        self.offset.bring(self, target)
 
-    def peft_options(self) -> dict[str, object]:
-        return self._options
+def checked_residual(value: float) -> float:
+    if value < 0:
+        raise UserMistake(f"prompt.residual={value} must be 0, the encoder alone, or more.")
+    return value
