@@ -201,8 +201,9 @@ def read_adapter(folder: Path, prompt: SoftPrompt) -> str:
     adapter = open_adapter(folder)
     trained = f"{folder} ({adapter.peft_type}, trained on {adapter.base_model})"
     if adapter.method == type(prompt).__name__:
-        check_tensors(f"{folder / WEIGHTS}", prompt, adapter.ours)
-        prompt.load_state_dict(adapter.ours)
+        ours = prompt.completed(adapter.ours)
+        check_tensors(f"{folder / WEIGHTS}", prompt, ours)
+        prompt.load_state_dict(ours)
         if not torch.allclose(prompt_embeddings(prompt), adapter.embeddings, rtol=1e-3, atol=1e-5):
             start_at_output(prompt, adapter)  # it has an option now that it had not there, such as a residual
         return f"The prompt goes on from {trained}, with all that was learned."

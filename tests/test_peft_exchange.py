@@ -135,6 +135,21 @@ def test_ours_with_another_residual_goes_on_from_the_same_output(method: str, tm
     assert torch.equal(other.embedding.weight, prompt.embedding.weight)
 
 
+@pytest.mark.parametrize("residual", [0.0, 20.0])
+def test_a_prompt_saved_before_there_was_a_residual_is_read(residual: float, tmp_path: Path) -> None:
+    lm = tiny_lm("llama")
+    prompt = make_prompt("ptuning_mlp", lm.shape, residual=0.0).eval()
+    folder = folder_with(tmp_path, prompt)
+    rewrite(folder, lambda tensors: tensors.pop("ptlit.origin"))
+    other = make_prompt("ptuning_mlp", lm.shape, residual=residual).eval()
+    assert "with all that was learned" in read_adapter(folder, other)
+    assert torch.equal(other(), prompt())
+    saved = {name: each for name, each in prompt.state_dict().items() if name != "origin"}
+    again = make_prompt("ptuning_mlp", lm.shape, residual=residual).eval()
+    again.load_state_dict(saved)
+    assert torch.equal(again(), prompt())
+
+
 def test_it_goes_on_from_a_run_and_from_peft(
     place: Path, trained: Path, trained_by_peft: dict[str, tuple[Path, Tensor, Tensor]], capsys: Any
 ) -> None:

@@ -6,6 +6,7 @@ positions.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,10 @@ class SoftPrompt(nn.Module, ABC):
     @abstractmethod
     def start_at(self, target: Tensor) -> None:
         """From now on `forward()` (in eval mode) gives `target`, and training moves on from there."""
+
+    def completed(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Saved tensors, with those that earlier versions did not save."""
+        return dict(saved)
 
     def peft_options(self) -> dict[str, object]:
         """The method's own entries in PEFT's adapter_config.json."""

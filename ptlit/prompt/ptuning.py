@@ -6,6 +6,8 @@ skip connection of Razdaibiedina, Mao et al. (2023), "Residual Prompt Tuning"; 0
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ class Ptuning(EmbeddingPrompt):
 
     peft_type = "P_TUNING"
     reparameterization: str  # PEFT's word for the encoder
+    origin: Tensor  # the table as it started
 
     def __init__(
         self,
@@ -40,8 +43,7 @@ class Ptuning(EmbeddingPrompt):
         )
         self.offset = Offset(num_virtual_tokens, shape.hidden_size)
         self.residual = checked_residual(residual)
-        with torch.no_grad():
-            self.offset.value -= residual * self.embedding.weight  # it starts as the encoder alone would
+        self.register_buffer("origin", self.embedding.weight.detach().clone())
         self._options = {
             "encoder_hidden_size": hidden_size,
             "encoder_num_layers": num_layers,
@@ -57,7 +59,18 @@ class Ptuning(EmbeddingPrompt):
         """What the encoder makes of the table: (P, H)."""
 
     def forward(self) -> Tensor:
-        return self.offset(torch.add(self.encoded(), self.embedding.weight, alpha=self.residual))  # (P, H)
+        """It starts as the encoder alone would: what passes is how far the table has moved."""
+        moved = self.embedding.weight - self.origin
+        return self.offset(torch.add(self.encoded(), moved, alpha=self.residual))  # (P, H)
+
+    def completed(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As earlier versions saved it, it begins to pass where it was."""
+        return {**({"origin": saved["embedding.weight"]} if "embedding.weight" in saved else {}), **saved}
+
+    def _load_from_state_dict(self, saved: dict[str, Any], place: str, *how: Any) -> None:
+        own = {name.removeprefix(place): each for name, each in saved.items() if name.startswith(place)}
+        saved.update({place + name: each for name, each in self.completed(own).items()})
+        super()._load_from_state_dict(saved, place, *how)
 
     @torch.no_grad()
     def start_at(self, target: Tensor) -> None:

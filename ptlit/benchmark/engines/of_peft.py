@@ -41,9 +41,8 @@ def peft_model(setup: Setup) -> PeftModel:
     """PEFT's encoder with our prompt's values: structure and names of the two are the same."""
     assert setup.prompt is not None
     model = cast(PeftModel, get_peft_model(setup.plain_model, peft_config(setup.prompt)))
-    ours = setup.prompt.state_dict()
     encoder = model.prompt_encoder["default"]
-    encoder.load_state_dict({name: value for name, value in ours.items() if not name.startswith("offset")})
+    encoder.load_state_dict(dict(setup.prompt.named_parameters()))
     encoder.to(setup.lm.device)
     return model
 
