@@ -22,7 +22,6 @@ class Ptuning(EmbeddingPrompt):
 
     peft_type = "P_TUNING"
     reparameterization: str  # PEFT's word for the encoder
-    origin: Tensor  # the table as it started
 
     def __init__(
         self,
@@ -43,7 +42,7 @@ class Ptuning(EmbeddingPrompt):
         )
         self.offset = Offset(num_virtual_tokens, shape.hidden_size)
         self.residual = checked_residual(residual)
-        self.register_buffer("origin", self.embedding.weight.detach().clone())
+        self.moved = Moved(self.embedding.weight)
         self._options = {
             "encoder_hidden_size": hidden_size,
             "encoder_num_layers": num_layers,
@@ -60,16 +59,20 @@ class Ptuning(EmbeddingPrompt):
 
     def forward(self) -> Tensor:
         """It starts as the encoder alone would: what passes is how far the table has moved."""
-        moved = self.embedding.weight - self.origin
+        moved = self.moved(self.embedding.weight)
         return self.offset(torch.add(self.encoded(), moved, alpha=self.residual))  # (P, H)
 
     def completed(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As earlier versions saved it, it begins to pass where it was."""
-        return {**({"origin": saved["embedding.weight"]} if "embedding.weight" in saved else {}), **saved}
+        return {
+            **({"moved.origin": saved["embedding.weight"]} if "embedding.weight" in saved else {}),
+            **saved,
+        }
 
     def _load_from_state_dict(self, saved: dict[str, Any], place: str, *how: Any) -> None:
-        own = {name.removeprefix(place): each for name, each in saved.items() if name.startswith(place)}
-        saved.update({place + name: each for name, each in self.completed(own).items()})
+        if not self.residual:  # then nothing hangs on the origin
+            own = {name.removeprefix(place): each for name, each in saved.items() if name.startswith(place)}
+            saved.update({place + name: each for name, each in self.completed(own).items()})
         super()._load_from_state_dict(saved, place, *how)
 
     @torch.no_grad()
@@ -118,6 +121,19 @@ class PtuningLstm(Ptuning):
     def encoded(self) -> Tensor:
         read, _ = self.lstm_head(self.embedding.weight)  # (P, 2 * E)
         return self.mlp_head(read)  # type: ignore[no-any-return]
+
+
+class Moved(nn.Module):
+    """How far a table has moved from where it started."""
+
+    origin: Tensor
+
+    def __init__(self, table: Tensor):
+        super().__init__()
+        self.register_buffer("origin", table.detach().clone())
+
+    def forward(self, table: Tensor) -> Tensor:
+        return table - self.origin
 
 
 def checked_residual(value: float) -> float:
