@@ -25,7 +25,7 @@ from ptlit.compiled import CompiledLayers
 from ptlit.hub import hub_is_reachable
 from ptlit.mistake import UserMistake
 from ptlit.packing import attention_is_replaceable, can_pack
-from ptlit.products import quicken
+from ptlit.products import faster_here, quicken
 from ptlit.quantization import Quantization, quantization_config
 
 BUNDLED = {"bundled/SmolLM2-135M-Instruct": smollm2_folder}
@@ -72,7 +72,8 @@ class FrozenLM(nn.Module):
         for parameter in model.parameters():
             if parameter.is_floating_point():  # packed integer weights of quantised LMs cannot take the call
                 parameter.requires_grad_(False)
-        quicken(model)
+        if faster_here():
+            quicken(model)
         self._base = (base,)  # in a tuple it is no part of this module
         self.trained = {name: p for name, p in model.named_parameters() if trains_lora and "lora_" in name}
         for parameter in self.trained.values():

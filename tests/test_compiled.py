@@ -15,6 +15,7 @@ from ptlit.lm import FrozenLM
 from ptlit.lora import TrainedLora, with_lora
 from ptlit.loss import learned_positions, learned_token_loss
 from ptlit.mistake import UserMistake
+from ptlit.products import available, quicken, restore
 from ptlit.prompted_lm import PromptedLM
 
 pytestmark = [  # torch.compile's own, which it hides unless warnings are errors
@@ -37,9 +38,12 @@ def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-@pytest.mark.parametrize("wears_lora", [False, True])
-def test_a_step_is_what_it_was(wears_lora: bool) -> None:
+@pytest.mark.parametrize(("wears_lora", "by_onednn"), [(False, True), (True, False)])
+def test_a_step_is_what_it_was(wears_lora: bool, by_onednn: bool) -> None:
     lm = tiny_lm("llama", spread=0.3)
+    restore(lm.model)
+    if by_onednn and available():
+        quicken(lm.model)
     if wears_lora:
         lm = with_lora(lm, TrainedLora(r=2))
     cases = [(method, rows) for method in ("ptuning_mlp", "prefix_tuning") for rows in ((14, 9, 5), (7, 20))]

@@ -1,15 +1,25 @@
 """A frozen LM computes by oneDNN what it would compute by PyTorch; where it must not, it does not."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import ARCHITECTURES, tiny_lm
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from ptlit import products
 from ptlit.products import PLAIN, available, plainly, product, quicken, restore
 
 pytestmark = pytest.mark.skipif(not available(), reason="this PyTorch has no oneDNN")
+
+
+def quick_lm(architecture: str, spread: float | None = None) -> PreTrainedModel:
+    """On whatever processor."""
+    model = tiny_lm(architecture, spread=spread).model
+    quicken(model)
+    return model
 
 
 def logits_and_gradient(model: nn.Module, embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,7 +31,7 @@ def logits_and_gradient(model: nn.Module, embeddings: Tensor) -> tuple[Tensor, T
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_logits_and_gradients_are_those_of_float64(architecture: str) -> None:
-    model = tiny_lm(architecture, spread=0.3).model
+    model = quick_lm(architecture, spread=0.3)
     quick = [module for module in model.modules() if type(module) in PLAIN]
     assert len(quick) >= 9  # the layers of two blocks, and the head
     embeddings = torch.randn(3, 7, 32)
@@ -50,13 +60,13 @@ def test_a_product_and_its_gradient(bias: bool) -> None:
 
 
 def test_a_weight_that_learns_gets_its_gradient() -> None:
-    layer = tiny_lm("llama").model.model.layers[0].mlp.up_proj.requires_grad_(True)
+    layer = quick_lm("llama").model.layers[0].mlp.up_proj.requires_grad_(True)
     layer(torch.randn(2, 32)).sum().backward()
     assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
 
 
 def test_other_types_and_autocast_are_left_to_pytorch() -> None:
-    model = tiny_lm("llama").model
+    model = quick_lm("llama")
     layer = model.model.layers[0].mlp.up_proj
     rows = torch.randn(2, 32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -65,7 +75,7 @@ def test_other_types_and_autocast_are_left_to_pytorch() -> None:
 
 
 def test_a_model_can_be_copied_and_restored() -> None:
-    model = tiny_lm("gpt2").model
+    model = quick_lm("gpt2")
     ids = torch.arange(3, 9)[None]
     copy = pickle.loads(pickle.dumps(model))
     assert torch.equal(copy(ids).logits, model(ids).logits)
@@ -73,3 +83,17 @@ def test_a_model_can_be_copied_and_restored() -> None:
     before = {type(module) for module in copy.modules()}
     quicken(copy)
     assert {type(module) for module in copy.modules()} != before
+
+
+@pytest.mark.parametrize(("maker", "quick"), [("GenuineIntel", False), ("AuthenticAMD", True)])
+def test_processors_of_intel_keep_the_library_that_is_made_for_them(
+    maker: str, quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {maker}\n")
+    monkeypatch.setattr(products, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    model = tiny_lm("llama").model
+    assert any(type(module) in PLAIN for module in model.modules()) == quick
+    with plainly(model):
+        assert not any(type(module) in PLAIN for module in model.modules())
+    assert any(type(module) in PLAIN for module in model.modules()) == quick
