@@ -21,9 +21,10 @@ from ptlit.data.label_words import LabelWords
 from ptlit.data.loader import ResumableLoader
 from ptlit.data.rows import UsableRows
 from ptlit.data.sampler import Batches
+from ptlit.data.setting_aside import SettingAside
 from ptlit.data.source_rows import ShownRows, SourceRows, put_on_disk
 from ptlit.data.sources import read_splits
-from ptlit.data.splitting import Places, few_of_each, fold_by_content, limited, split_by_content
+from ptlit.data.splitting import Places, limited
 from ptlit.data.token_cache import TokenCache, Tokens
 from ptlit.data.token_rows import TokenRows
 from ptlit.mistake import UserMistake
@@ -93,9 +94,14 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
                 f"data.max_tokens={max_tokens} does not hold one row of data.max_length={max_length} tokens: "
                 "raise the one or lower the other."
             )
-        self.folds, self.fold = folds, fold
-        self._check_folds()
-        self.few_shot = _at_least_one_or_all("few_shot", few_shot)
+        self.setting_aside = SettingAside(
+            path,
+            {"val_path": val_path, "test_path": test_path},
+            folds,
+            fold,
+            _at_least_one_or_all("few_shot", few_shot),
+            seed,
+        )
         if few_shot is not None and limit is not None:
             raise UserMistake(
                 f"data.few_shot={few_shot} and data.limit={limit} both choose the training rows: give one."
@@ -196,10 +202,9 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         order = sorted(tables, key=("train", "val", "test").index)
         splits = self._cleaned({split: tables[split] for split in order})
         del tables  # of a JSON file or bundled rows all stand in memory
-        notes = self._set_aside(splits)
+        notes = self.setting_aside.missing_splits(splits, by_label=self._label_column is not None)
         self._prepare(splits["train"].traits.counts().keys())
-        if self.few_shot is not None:
-            notes += self._keep_few(splits, self.few_shot)
+        notes += self.setting_aside.few_of_train(splits)
         kept = {
             split: self._in_tokens(split, rows.at(limited(rows.traits, self.limits[split], self.seed)))
             for split, rows in splits.items()
@@ -231,62 +236,6 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
     def _label_column(self) -> str | None:
         """The column whose indices a hub data set has names for."""
         return None
-
-    def _set_aside(self, splits: dict[str, SourceRows[R]]) -> list[str]:
-        """Rows of train become the splits that the source lacks; what to say of it."""
-        said = self._test_fold(splits) if self.folds is not None and self.fold is not None else []
-        wanted = [split for split in ("val", "test") if split not in splits]
-        if not wanted:
-            return said
-        train = splits["train"]
-        found = split_by_content(train.traits, wanted)
-        splits |= {split: train.at(places) for split, places in found.items()}
-        if empty := [split for split in wanted if not len(splits[split])]:
-            each = " of each label" if self._label_column else ""
-            raise UserMistake(
-                f"{self.path} has too few rows{each} to set some aside: give data.{empty[0]}_path."
-            )
-        taken = " and ".join(wanted)
-        share = "a tenth of each label" if self._label_column else "a tenth"
-        return [*said, f"{taken}: {share} set aside from {self.path}, copies of a text kept together"]
-
-    def _check_folds(self) -> None:
-        folds, fold = self.folds, self.fold
-        if folds is None:
-            if fold is not None:
-                raise UserMistake(f"data.fold={fold} is one of how many: give data.folds=... too.")
-            return
-        _at_least(2, "folds", folds)
-        if fold is None or not 0 <= fold < folds:
-            given = "" if fold is None else f"data.fold={fold}: "
-            raise UserMistake(f"{given}data.folds={folds} wants data.fold=0 to {folds - 1}, the one to test.")
-        for key, file in (("val_path", self.val_path), ("test_path", self.test_path)):
-            if file is not None:
-                raise UserMistake(
-                    f"data.folds={folds} takes val and test out of data.path: leave out data.{key}={file}."
-                )
-
-    def _test_fold(self, splits: dict[str, SourceRows[R]]) -> list[str]:
-        assert self.folds is not None and self.fold is not None
-        if own := [split for split in ("val", "test") if split in splits]:
-            raise UserMistake(
-                f"data.folds={self.folds} takes val and test out of one set of rows, and {self.path} brings"
-                f" its own {' and '.join(own)}: give data.path=<its training file>, or leave out data.folds."
-            )
-        rows = splits["train"]
-        others, here = fold_by_content(rows.traits, self.folds, self.fold)
-        splits["train"], splits["test"] = rows.at(others), rows.at(here)
-        if not len(here) or not len(others):
-            raise UserMistake(f"{self.path} has too few different texts for data.folds={self.folds}.")
-        return [f"test: fold {self.fold} of {self.folds} of {self.path}, copies of a text kept together"]
-
-    def _keep_few(self, splits: dict[str, SourceRows[R]], count: int) -> list[str]:
-        train = splits["train"]
-        splits["train"] = train.at(few_of_each(train.traits, count, self.seed))
-        kept = splits["train"].traits.counts()
-        short = [f"{name} {rows:,}" for name, rows in sorted(kept.items()) if rows < count]
-        lack = f"; fewer of {', '.join(short)}, which is all there are" if short else ""
-        return [f"train: {count:,} rows of each label out of {len(train):,}{lack}"]
 
     def summary(self) -> Summary:
         splits = {
