@@ -140,6 +140,12 @@ def _attended(
 ) -> Tensor:
     """(B, heads, T, D), and keys and values (B, K, S, D), to (B, T, heads, D)."""
     implementation = _current.get().attention
+    half = short_attention.half_precision(implementation, query)
+    if half is not None:
+        mask = mask if mask.dtype == torch.bool else mask.float()
+        with torch.autocast("cpu", enabled=False):
+            outcome = _attended(module, query.float(), key.float(), value.float(), mask, options)
+        return outcome.to(half)
     if short_attention.suits(implementation, query, key, mask, options):
         return short_attention.attend(query, key, value, mask, options.get("scaling"))
     outcome, _ = ALL_ATTENTION_FUNCTIONS[implementation](module, query, key, value, mask, **options)
@@ -179,7 +185,9 @@ def can_pack(model: PreTrainedModel) -> bool:
     """Try it and look: two rows behind two shared tokens, packed, must be what each row is by itself."""
     if model.device.type == "meta" or not attention_is_replaceable(model):
         return False
-    ids = torch.arange(3, 11, device=model.device) % model.config.get_text_config().vocab_size
+    size = model.config.get_text_config().vocab_size
+    # ordinary words: in half precision what an LM makes of special ones is mostly rounding
+    ids = (torch.arange(8, device=model.device) + size // 2) % size
     shared, rows = ids[:2], [ids[2:3], ids[3:8]]
     alone = torch.cat([_read(model, torch.cat([shared, row]))[2:] for row in rows])
     mask = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 1, 1, 1]], device=model.device)
@@ -191,7 +199,7 @@ def can_pack(model: PreTrainedModel) -> bool:
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return False  # the family hands something else to its attention
     exact = alone.dtype in (torch.float32, torch.float64) and not getattr(model, "is_quantized", False)
-    allowed = float(alone.abs().max()) * (1e-4 if exact else 3e-2)
+    allowed = float(alone.abs().max()) * (1e-4 if exact else 8e-2)
     return all(float((each[0] - alone).abs().max()) <= allowed for each in (behind_prefix, running_along))
 
 

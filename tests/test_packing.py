@@ -1,11 +1,14 @@
 """Rows without padding, and layers that run twice: the same numbers as the plain way, everywhere."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from methods import METHODS, make_prompt
 from tiny import ARCHITECTURES, WITHOUT_KEYS_AND_VALUES, padded_rows, tiny_lm
 from torch import Tensor
 
+from ptlit import short_attention
 from ptlit.lm import FrozenLM
 from ptlit.loss import learned_positions, learned_token_loss
 from ptlit.packing import Pack
@@ -73,6 +76,35 @@ def test_packed_rows_equal_padded_rows(lm: FrozenLM, method: str) -> None:
     torch.testing.assert_close(packed, padded, rtol=1e-9, atol=1e-9 * float(padded.abs().max()))
     for one, other in zip(packed_gradients, padded_gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("under_autocast", [False, True])
+@pytest.mark.parametrize("architecture", PACKING)
+def test_half_precision_attends_in_full(
+    architecture: str, dtype: torch.dtype, under_autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What reaches the attention is float32, and the gradients are float64's within the rounding."""
+    seen: set[torch.dtype] = set()
+
+    def attend(*inputs: Tensor, attend: Callable[..., Tensor] = short_attention.attend) -> Tensor:
+        assert not torch.is_autocast_enabled("cpu")
+        seen.update(each.dtype for each in inputs[:3])
+        return attend(*inputs)
+
+    exact = tiny_lm(architecture)
+    half = FrozenLM(exact.model if under_autocast else exact.model.to(dtype), exact.tokenizer)
+    prompted_lm = PromptedLM(half, make_prompt("prompt_tuning", half.shape)).eval()
+    monkeypatch.setattr(short_attention, "attend", attend)
+    with torch.autocast("cpu", dtype, enabled=under_autocast):
+        assert half.packs
+        _, gradients = logits_and_gradients(prompted_lm)
+    assert seen == {torch.float32}
+    monkeypatch.undo()
+    half.model.double()
+    _, expected = logits_and_gradients(prompted_lm.double())
+    for one, other in zip(gradients, expected, strict=True):
+        assert float((one - other).norm()) < 0.15 * float(other.norm())
 
 
 @every_packing_pair
