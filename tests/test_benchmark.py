@@ -15,7 +15,7 @@ import torch
 from tiny import tiny_lm
 from torch.utils.flop_counter import FlopCounterMode
 
-from ptlit.benchmark.agreement import check_agreement
+from ptlit.benchmark.agreement import TOLERANCE, check_agreement
 from ptlit.benchmark.answers import Questions
 from ptlit.benchmark.case import Case, Nodes, made, prompt_node
 from ptlit.benchmark.engines import Engine, Setup
@@ -170,9 +170,9 @@ def judgement(loss: float = 1.0, **gradients: list[float]) -> Judgement:
 )
 def test_no_speed_of_engines_that_differ(wrong: Judgement, sentence: str) -> None:
     right = judgement(1.0, a=[3.0, 4.0])
-    check_agreement({"ptlit": right, "peft": judgement(1.0, a=[3.0, 4.0001])}, "a case", 1e-3)
+    check_agreement({"ptlit": right, "peft": judgement(1.0, a=[3.0, 4.0001])}, "a case", TOLERANCE["float32"])
     with pytest.raises(UserMistake, match=sentence):
-        check_agreement({"ptlit": right, "peft": wrong}, "a case", 1e-3)
+        check_agreement({"ptlit": right, "peft": wrong}, "a case", TOLERANCE["float32"])
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "ptuning_lstm"])  # nor LSTMs

@@ -1,36 +1,48 @@
 """Correct first: no speed is reported of engines that do not compute the same."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from ptlit.benchmark.measure import Judgement
 from ptlit.mistake import UserMistake
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}  # of a gradient, relative to its norm
+
+class Tolerance(NamedTuple):
+    outcome: float  # of a loss, relative to it, or of a probability
+    gradient: float  # relative to its norm
+
+
+# In bfloat16 the gradient at the foot of 30 layers is 5 to 7 % off that in float32, whoever computes it.
+TOLERANCE = {
+    "float32": Tolerance(1e-3, 1e-3),
+    "bfloat16": Tolerance(0.05, 0.15),
+    "float16": Tolerance(0.02, 0.02),
+}
 
 
 class Disagreement(UserMistake):
     """Names the engine and how far it is off."""
 
 
-def check_agreement(judged: Mapping[str, Judgement], case: str, tolerance: float) -> None:
+def check_agreement(judged: Mapping[str, Judgement], case: str, tolerance: Tolerance) -> None:
     """All against the first: loss, and gradients of everything that is learned."""
     (reference, expected), *others = judged.items()
     if not np.isfinite(expected.loss):
         raise Disagreement(f"{case}: the loss of {reference} is {expected.loss}, so no speed is reported.")
     for engine, found in others:
-        check_loss(engine, found.loss, reference, expected.loss, case, tolerance)
+        check_loss(engine, found.loss, reference, expected.loss, case, tolerance.outcome)
         if found.gradients.keys() != expected.gradients.keys():
             raise Disagreement(
                 f"{case}: {engine} learns {sorted(found.gradients)} and {reference} "
                 f"{sorted(expected.gradients)}, so no speed is reported."
             )
         error, name = gradient_error(expected.gradients, found.gradients)
-        if not error <= tolerance:
+        if not error <= tolerance.gradient:
             raise Disagreement(
                 f"{case}: the gradient of {name} by {engine} differs from that of {reference} "
-                f"by {error:.1e} of its norm, more than {tolerance:.0e}, so no speed is reported."
+                f"by {error:.1e} of its norm, more than {tolerance.gradient:.0e}, so no speed is reported."
             )
 
 

@@ -80,7 +80,9 @@ class ManyTasks:
                 )
                 report.say(f"{case}: {', '.join(SERVERS)} ...")
                 report.add(
-                    self.measure(case, nodes, adapters, prompt, asked, products, TOLERANCE[about.dtype])
+                    self.measure(
+                        case, nodes, adapters, prompt, asked, products, TOLERANCE[about.dtype].outcome
+                    )
                 )
                 report.write(folder)
             report.close(folder)

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
-from ptlit.benchmark.agreement import TOLERANCE, check_agreement, check_loss
+from ptlit.benchmark.agreement import TOLERANCE, Tolerance, check_agreement, check_loss
 from ptlit.benchmark.case import Case, Nodes, Row, checked_method, prompt_node
 from ptlit.benchmark.engines import NEED_PEFT, WITHOUT_PROMPT, checked_engines
 from ptlit.benchmark.figures import Measurement
@@ -123,10 +123,10 @@ class Speed:
         return workers, judged, seconds
 
 
-def agree(turn: Turn, judged: Mapping[str, Judgement], untrained: float, tolerance: float) -> None:
+def agree(turn: Turn, judged: Mapping[str, Judgement], untrained: float, tolerance: Tolerance) -> None:
     """The soft prompts among themselves; LoRA and full fine-tuning begin as the LM alone."""
     prompted = {engine: judged[engine] for engine, case in turn if case.method is not None}
     check_agreement(prompted, str(turn[0][1]), tolerance)
     for engine, case in turn:
         if case.method is None and case.batching == "random":
-            check_loss(engine, judged[engine].loss, "transformers", untrained, str(case), tolerance)
+            check_loss(engine, judged[engine].loss, "transformers", untrained, str(case), tolerance.outcome)
