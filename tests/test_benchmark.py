@@ -15,9 +15,10 @@ import torch
 from tiny import tiny_lm
 from torch.utils.flop_counter import FlopCounterMode
 
-from ptlit.benchmark.agreement import TOLERANCE, check_agreement
+from ptlit.benchmark.agreement import TOLERANCE, Disagreement, check_agreement
 from ptlit.benchmark.answers import Questions
 from ptlit.benchmark.case import Case, Nodes, made, prompt_node
+from ptlit.benchmark.clock import Spent
 from ptlit.benchmark.engines import Engine, Setup
 from ptlit.benchmark.engines.full import full
 from ptlit.benchmark.engines.hf_trainer import peft_trainer
@@ -26,12 +27,14 @@ from ptlit.benchmark.engines.own import ptlit, ptlit_concatenated, ptlit_recompu
 from ptlit.benchmark.engines.own_answers import OwnAnswers
 from ptlit.benchmark.engines.padded import PaddedLoss
 from ptlit.benchmark.engines.peft_answers import PeftAnswers
+from ptlit.benchmark.figures import Measurement
 from ptlit.benchmark.inference import compared
 from ptlit.benchmark.limit import necessary_operations
 from ptlit.benchmark.machine import check_peft
 from ptlit.benchmark.many_prompts import check_probabilities
 from ptlit.benchmark.measure import Judgement
-from ptlit.benchmark.rows import Rows, chats
+from ptlit.benchmark.report import Report
+from ptlit.benchmark.rows import AboutLM, Rows, chats
 from ptlit.benchmark.speed import Speed
 from ptlit.benchmark.tasks import SERVERS
 from ptlit.config import conf_folder
@@ -335,3 +338,27 @@ def test_the_command_refuses_an_engine_that_computes_something_else(tmp_path: Pa
     assert f"the loss of {wrong}" in ended.stderr and "no speed is reported" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "run" / "benchmark.json").exists()
+
+
+def test_what_was_measured_is_told_when_engines_disagree_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = Measurement(
+        engine="ptlit",
+        case=Case("training", "ptuning_mlp", 3, 4, "random"),
+        passes=[Spent(seconds=2.0, cpu_seconds=4.0)],
+        examples=8,
+        real_tokens=80,
+        operations=None,
+        rates=[],
+        peak_mb=300.0,
+        loaded_mb=200.0,
+        seconds_to_first_step=1.0,
+    )
+    with pytest.raises(Disagreement), Report(AboutLM("lm", "float32", 1), "cpu", 1, tmp_path) as report:
+        report.add([measured])
+        raise Disagreement("engines differ")
+    told = capsys.readouterr().out
+    assert "ptuning_mlp, P=3, batch 4" in told and str(tmp_path / "benchmark.json") in told
+    (row,) = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert (row["examples_per_second"], row["examples_per_cpu_second"]) == (4.0, 2.0)

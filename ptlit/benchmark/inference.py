@@ -70,14 +70,12 @@ class Inference:
                 questions = rows("questions", self.batch_size, self.batches, self.new_tokens)
                 if self.trained is None:
                     rows("write_adapter", prompt, adapter)
-            report = Report(about, self.device, self.threads)
+            report = stack.enter_context(Report(about, self.device, self.threads, folder))
             products = stack.enter_context(
                 Worker("matrix products", self.threads, MatrixProducts, about.dtype, self.device)
             )
             for task in ("classification", "generation"):
                 report.add(self.measure(task, nodes, adapter, prompt, questions, products, report))
-                report.write(folder)
-            report.close(folder)
 
     def measure(
         self,

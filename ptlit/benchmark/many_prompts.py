@@ -70,7 +70,7 @@ class ManyTasks:
                 for task, adapter in enumerate(adapters):
                     rows("write_adapter", prompt, adapter, "vocabulary", task)
             check_labels(questions[self.batch_sizes[0]])
-            report = Report(about, self.device, self.threads)
+            report = stack.enter_context(Report(about, self.device, self.threads, folder))
             products = stack.enter_context(
                 Worker("matrix products", self.threads, MatrixProducts, about.dtype, self.device)
             )
@@ -84,8 +84,6 @@ class ManyTasks:
                         case, nodes, adapters, prompt, asked, products, TOLERANCE[about.dtype].outcome
                     )
                 )
-                report.write(folder)
-            report.close(folder)
 
     def measure(
         self,

@@ -22,7 +22,10 @@ WIDTH = 100  # of the table, where nobody says how wide the terminal is
 
 
 class Report:
-    def __init__(self, lm: AboutLM, device: str, threads: int):
+    """To be entered: what was measured is told at the end, also where engines came to disagree later."""
+
+    def __init__(self, lm: AboutLM, device: str, threads: int, folder: Path):
+        self.folder = folder
         self.console = Console(soft_wrap=True, highlight=False)
         self.console.width = max(self.console.width, WIDTH)
         self.where: Figures = {"dtype": lm.dtype, "device": device, "model": lm.name}
@@ -43,6 +46,7 @@ class Report:
 
     def add(self, measured: Sequence[Measurement]) -> None:
         self.measured += measured
+        write_json(self.folder / JSON, self.contents())  # kept, whatever comes
 
     def contents(self) -> Figures:
         rates = [rate for each in self.measured for rate in each.rates]
@@ -53,15 +57,19 @@ class Report:
             "matrix_products": [asdict(rate) for rate in dict.fromkeys(rates)],
         }
 
-    def write(self, folder: Path) -> None:
-        write_json(folder / JSON, self.contents())
+    def __enter__(self) -> "Report":
+        return self
 
-    def close(self, folder: Path) -> None:
+    def __exit__(self, *_: object) -> None:
+        if self.measured:
+            self.tell()
+
+    def tell(self) -> None:
         contents = self.contents()
         for section in sections(contents["rows"]):
             self.console.print(table(section, contents["ratios"]))
-        plot(contents["rows"], folder / PLOT, f"{self.where['model']}, {self.machine['name']}")
-        self.console.print(f"figures {folder / JSON}\nplot    {folder / PLOT}")
+        plot(contents["rows"], self.folder / PLOT, f"{self.where['model']}, {self.machine['name']}")
+        self.console.print(f"figures {self.folder / JSON}\nplot    {self.folder / PLOT}")
 
 
 def write_json(path: Path, contents: Any) -> None:

@@ -67,8 +67,10 @@ class Speed:
             about: AboutLM = rows("about_lm")
             found = {size: rows("batches", size, self.batches) for size in self.batch_sizes}
             untrained = {size: rows("untrained_loss", found[size]["random"][0]) for size in self.batch_sizes}
-        report = Report(about, self.device, self.threads)
-        with Worker("matrix products", self.threads, MatrixProducts, about.dtype, self.device) as products:
+        with (
+            Report(about, self.device, self.threads, folder) as report,
+            Worker("matrix products", self.threads, MatrixProducts, about.dtype, self.device) as products,
+        ):
             for turn in self.turns():
                 _, first = turn[0]
                 batches = found[first.batch_size][first.batching]
@@ -93,8 +95,6 @@ class Speed:
                         for engine, case in turn
                     ]
                 report.add(measured)
-                report.write(folder)  # what is measured is kept, whatever comes
-        report.close(folder)
 
     def turns(self) -> Iterator[Turn]:
         """Which engines take turns, and at what. LoRA and full fine-tuning take part once a batch size."""
