@@ -6,7 +6,7 @@ values, and it is the reference that tests hold the first against.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -248,7 +248,9 @@ class PromptedLM(nn.Module):
             cache = {"past_key_values": cache_behind(prefix, model, decoding, input_ids)}
             decoding = decoding.but(cache_implementation=None)
         try:
-            whole = model.generate(input_ids=input_ids, **behind, **cache, **decoding.options)
+            # the last token of each row is a slice, for which PyTorch multiplies a copy of the head a row
+            with _head_sees(model, Tensor.contiguous):
+                whole = model.generate(input_ids=input_ids, **behind, **cache, **decoding.options)
         except ValueError as error:  # what this family, or transformers at all, cannot do
             raise UserMistake(f"This LM cannot generate so: {' '.join(str(error).split())}") from error
         return whole[:, input_ids.shape[1] :]
@@ -321,10 +323,18 @@ def _head_sees_only(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
     scaling and tied weights differ by family, and what follows the head acts on each position by itself.
     """
 
-    def select(head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (inputs[0][keep][None],)  # (1, N, H)
+    with _head_sees(model, lambda hidden: hidden[keep][None]):  # (1, N, H)
+        yield
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+
+@contextmanager
+def _head_sees(model: PreTrainedModel, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, the LM's own head is shown what is selected of the hidden states (B, T, H)."""
+
+    def hook(head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (select(inputs[0]),)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(hook)
     try:
         yield
     finally:

@@ -7,10 +7,12 @@ import torch
 from methods import METHODS, make_prompt
 from tiny import WITHOUT_KEYS_AND_VALUES, tiny_lm
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, GenerationConfig
 
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
+from ptlit.products import restore
 from ptlit.prompt import EmbeddingPrompt
 from ptlit.prompted_lm import PromptedLM
 
@@ -279,3 +281,25 @@ def test_virtual_tokens_among_the_words(family: str, method: str) -> None:
     assert prompted_lm.generate(ids, mask, **ENDLESS, **penalised).shape == (4, 15 + NEW)
     with pytest.raises(UserMistake, match="Assisted generation reads words alone"):
         prompted_lm.generate(ids[:1], mask[:1], prompt_lookup_num_tokens=2)
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has of all that are made, views of others too."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        outcome = func(*args, **(kwargs or {}))
+        if isinstance(outcome, Tensor):
+            self.found = max(self.found, outcome.numel())
+        return outcome
+
+
+def test_the_head_is_not_repeated_for_each_row() -> None:
+    lm = tiny_lm("llama")
+    restore(lm.model)
+    prompted_lm = PromptedLM(lm, make_prompt("prompt_tuning", lm.shape)).eval()
+    ids = torch.randint(5, 200, (64, 6))
+    with Largest() as largest:
+        prompted_lm.generate(ids, torch.ones_like(ids), **ENDLESS)
+    assert largest.found < 64 * lm.model.get_output_embeddings().weight.numel()
