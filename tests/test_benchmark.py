@@ -149,6 +149,16 @@ def test_no_speed_of_answers_that_differ() -> None:
         compared("generation", [(1, 2), (3, 4)], [(1, 2), (3, 5)], labels)
 
 
+def test_in_half_precision_rounding_may_decide_between_words() -> None:
+    half = TOLERANCE["bfloat16"]
+    said = compared("generation", [(1, 2), (3, 4)], [(1, 2), (3, 5)], (), "peft", half)
+    assert said == "generation: peft writes the same tokens as ptlit after 1 of 2 texts"
+    with pytest.raises(UserMistake, match="differently after 2 of 2 texts, so no speed is reported"):
+        compared("generation", [(1, 2), (3, 4)], [(2, 2), (3, 5)], (), "peft", half)
+    with pytest.raises(UserMistake, match="another label than peft to 1 of 3 texts, so no speed is reported"):
+        compared("classification", [(5,), (5,), (5,)], [(5,), (6,), (5,)], ((5,), (6,)), "peft", half)
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (conf_folder() / "benchmark").glob("*.yaml")))
 def test_every_benchmark_passes_the_check(name: str) -> None:
     preflight([f"benchmark={name}"], "benchmark")
