@@ -137,7 +137,7 @@ def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftProm
         text = start.get("text") or data.instruction
         leading = len(prompted_lm.front.leading)
         task = task_of(data, leading) if origin in FROM_DATA else None  # to count a large file takes time
-        start_prompt(prompt, lm, from_=origin, text=text, task=task)
+        start_prompt(prompt, lm, from_=origin, text=text, task=task, behind=data.leading)
     else:
         folder = adapter_folder(Path(origin))
         said = [read_adapter(folder, prompt), *other_place(folder, prompted_lm)]

@@ -12,9 +12,9 @@ from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
 from ptlit.prefix import Prefix
 from ptlit.prompt import EmbeddingPrompt
-from ptlit.prompt.init import text_ids
+from ptlit.prompt.init import begun, text_ids
 from ptlit.prompted_lm import PromptedLM
-from ptlit.run import Run
+from ptlit.run import Run, leading
 
 SLICE = 8192  # words that are compared at a time
 
@@ -45,7 +45,10 @@ def start_of(run: Run) -> Start:
     ids = text_ids(run.lm, text, prompt.num_virtual_tokens)
     learned = run.lm.embed(ids)  # (P, H)
     if not isinstance(prompt, EmbeddingPrompt):
-        learned = Prefix.from_embeddings(learned, run.lm.model).stacked()  # (L, 2, P, K, D)
+        behind = leading(run.cfg, run.lm, run.template)
+        ids = torch.tensor([*behind, *ids.tolist()][: len(ids)])
+        read = Prefix.from_embeddings(begun(run.lm, learned, behind), run.lm.model)
+        learned = read.stacked()  # (L, 2, P, K, D)
     words = tuple(word(run.lm, index) for index in ids.tolist())
     return Start(learned.float(), words, f"It started from {text!r}.")
 

@@ -27,6 +27,7 @@ from ptlit.mistake import UserMistake
 from ptlit.packing import attention_is_replaceable, can_pack
 from ptlit.products import faster_here, quicken
 from ptlit.quantization import Quantization, quantization_config
+from ptlit.spreads import embedding_scale, key_value_scales
 
 BUNDLED = {"bundled/SmolLM2-135M-Instruct": smollm2_folder}
 
@@ -44,6 +45,9 @@ class LMShape:
     head_dim: int | None
     max_positions: int | None
     all_layers_attend: bool = True  # False: some layers (Mamba, linear attention) keep another kind of state
+    embedding_scale: float = 1.0  # how widely its embeddings spread
+    key_scales: tuple[float, ...] = ()  # and the keys of each layer
+    value_scales: tuple[float, ...] = ()
 
 
 class FrozenLM(nn.Module):
@@ -198,7 +202,10 @@ def measure_shape(model: PreTrainedModel) -> LMShape:
     attending: list[Any] = [layer for layer in layers if isinstance(layer, DynamicLayer)]
     sizes = {tensor.shape for layer in attending for tensor in (layer.keys, layer.values)}
     all_attend = 0 < len(attending) == len(layers)
-    (_, heads, _, dim) = sizes.pop() if all_attend and len(sizes) == 1 else (1, None, 1, None)
+    alike = all_attend and len(sizes) == 1
+    (_, heads, _, dim) = sizes.pop() if alike else (1, None, 1, None)
+    has_numbers = model.device.type != "meta"
+    key_scales, value_scales = key_value_scales(model) if has_numbers and alike else ((), ())
     return LMShape(
         hidden_size=cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
         num_layers=config.num_hidden_layers,
@@ -206,6 +213,9 @@ def measure_shape(model: PreTrainedModel) -> LMShape:
         head_dim=dim,
         max_positions=getattr(config, "max_position_embeddings", None),
         all_layers_attend=all_attend,
+        embedding_scale=embedding_scale(model) if has_numbers else 1.0,
+        key_scales=key_scales,
+        value_scales=value_scales,
     )
 
 

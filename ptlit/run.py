@@ -209,6 +209,7 @@ def load_prompt(cfg: DictConfig, lm: FrozenLM, state: dict[str, Tensor], title: 
     options = options_of(cfg.prompt)
     options.pop("init", None)  # where it started is past
     prompt: SoftPrompt = make(options, shape=lm.shape)
+    state = prompt.completed(state)
     check_tensors(title, prompt, state)
     prompt.load_state_dict(state)
     return prompt

@@ -24,7 +24,8 @@ INSTRUCTION = "Choose the label of the text: bad, good."  # what is said where n
 @pytest.fixture(scope="module")
 def known(place: Path) -> Path:
     """A run whose virtual tokens are made to be x, twice y, 1.5 times the start's third, and its others."""
-    folder = train_at(place, "known", "experiment=prompt_tuning", "trainer.max_steps=1")
+    as_they_are = ["prompt.lm_scale=false", "trainer.max_steps=1"]
+    folder = train_at(place, "known", "experiment=prompt_tuning", *as_they_are)
     lm = AutoModelForCausalLM.from_pretrained(place / "lm")
     tokenizer = AutoTokenizer.from_pretrained(place / "lm")
 

@@ -19,7 +19,16 @@ from ptlit.prompt import (
     SoftPrompt,
 )
 
-SHAPE = LMShape(hidden_size=24, num_layers=3, num_kv_heads=2, head_dim=6, max_positions=64)
+SHAPE = LMShape(
+    hidden_size=24,
+    num_layers=3,
+    num_kv_heads=2,
+    head_dim=6,
+    max_positions=64,
+    embedding_scale=4.0,
+    key_scales=(1.0, 2.0, 1.0),
+    value_scales=(0.25, 0.5, 4.0),
+)
 
 
 def count(module: torch.nn.Module) -> int:
@@ -92,7 +101,8 @@ def test_encoder_is_pefts_with_the_same_weights(method: str, kind: str) -> None:
         num_transformer_submodules=1,
     )
     theirs = PromptEncoder(config)
-    ours = make_prompt(method, SHAPE, num_virtual_tokens=5, hidden_size=16, residual=0.0).eval()
+    original = {"residual": 0.0, "lm_scale": False}
+    ours = make_prompt(method, SHAPE, num_virtual_tokens=5, hidden_size=16, **original).eval()
     ours.load_state_dict(theirs.state_dict(), strict=False)
     torch.testing.assert_close(ours(), theirs(torch.arange(5)[None])[0])
     assert {n for n, _ in ours.named_parameters()} == {n for n, _ in theirs.named_parameters()}
@@ -109,7 +119,7 @@ def test_prefix_is_pefts_with_the_same_weights(method: str, projection: bool) ->
         prefix_projection=projection,
     )
     theirs = PrefixEncoder(config)
-    ours = make_prompt(method, SHAPE, num_virtual_tokens=5, hidden_size=16)
+    ours = make_prompt(method, SHAPE, num_virtual_tokens=5, hidden_size=16, lm_scale=False)
     ours.load_state_dict(theirs.state_dict(), strict=False)
     rows = theirs(torch.arange(5)[None])[0].view(5, 6, 2, 6)  # PEFT's order: (P, 2 * L, K, D)
     torch.testing.assert_close(ours()[1, 0], rows[:, 2])
@@ -124,7 +134,7 @@ def test_every_option_acts(method: str) -> None:
     """
     _, options = method_options(method)
     for option, value in options.items():
-        other = {"dropout": 0.4}.get(option, value + 1)
+        other = {"dropout": 0.4, "lm_scale": False}.get(option, value + 1)
         torch.manual_seed(0)
         first = make_prompt(method, SHAPE, **{option: value}).train()
         torch.manual_seed(0)
@@ -147,7 +157,7 @@ def test_what_passes_the_encoder_leaves_the_start_as_it_is_and_moves_each_token(
     prompts = []
     for residual in (0.0, 20.0):
         torch.manual_seed(0)
-        prompts.append(make_prompt(method, SHAPE, residual=residual).double().eval())
+        prompts.append(make_prompt(method, SHAPE, residual=residual, lm_scale=False).double().eval())
     alone, residual = prompts
     torch.testing.assert_close(residual(), alone(), rtol=0, atol=1e-5)
     downstream = torch.randn(6, 24, dtype=torch.float64)

@@ -151,3 +151,16 @@ def test_a_run_starts_from_another_run(tmp_path: Path, capsys: pytest.CaptureFix
     (first / "adapter" / "adapter_config.json").unlink()
     (unfinished,) = complaints(*words, said)
     assert unfinished.endswith(f"is a run without an adapter/, as one that has not ended: resume={first}.")
+
+
+@pytest.mark.parametrize("method", ["prefix_tuning", "prefix_projection", "ptuning_v2"])
+def test_keys_and_values_start_as_words_have_them_behind_bos(lm: FrozenLM, method: str) -> None:
+    """Which comes first; against what transformers keeps of the same tokens."""
+    torch.manual_seed(3)
+    prompt = make_prompt(method, lm.shape).eval()
+    start_prompt(prompt, lm, from_="text", text="Hi you", behind=[1])
+    ids = lm.tokenizer("Hi you", add_special_tokens=False)["input_ids"]
+    cache = lm.model(input_ids=torch.tensor([[1, *ids[:5]]]), use_cache=True).past_key_values
+    for layer, (keys, values) in zip(cache.layers, prompt(), strict=True):
+        torch.testing.assert_close(keys, layer.keys[0].transpose(0, 1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(values, layer.values[0].transpose(0, 1), rtol=1e-4, atol=1e-5)

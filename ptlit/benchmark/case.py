@@ -67,5 +67,6 @@ def prompt_node(method: str, num_virtual_tokens: int | None) -> Node:
     """A method of conf/prompt, without dropout: the engines have to agree on its gradients."""
     node = yaml.safe_load((conf_folder() / "prompt" / f"{method}.yaml").read_text(encoding="utf-8"))
     del node["init"]  # the parameters start as their constructor makes them, which is PEFT's start too
-    node.pop("residual", None)  # nor has PEFT anything that passes an encoder
+    for own in ("residual", "lm_scale"):  # nor has PEFT anything that passes an encoder, or a scale
+        node.pop(own, None)
     return node | {"num_virtual_tokens": num_virtual_tokens} | ({"dropout": 0.0} if "dropout" in node else {})

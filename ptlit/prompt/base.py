@@ -7,6 +7,7 @@ positions.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,12 @@ class SoftPrompt(nn.Module, ABC):
 
     def completed(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Saved tensors, with those that earlier versions did not save."""
-        return dict(saved)
+        unscaled = {
+            f"{name}.value": torch.ones_like(each.value)
+            for name, each in self.named_modules()
+            if isinstance(each, Scale)
+        }
+        return unscaled | dict(saved)
 
     def peft_options(self) -> dict[str, object]:
         """The method's own entries in PEFT's adapter_config.json."""
@@ -51,7 +57,7 @@ class EmbeddingPrompt(SoftPrompt, ABC):
 class KeyValuePrompt(SoftPrompt, ABC):
     """Interface of the deep kind: `forward()` is (L, 2, P, K, D), keys and values of every layer."""
 
-    def __init__(self, num_virtual_tokens: int, shape: LMShape):
+    def __init__(self, num_virtual_tokens: int, shape: LMShape, lm_scale: bool = False):
         super().__init__(num_virtual_tokens)
         if shape.num_kv_heads is None or shape.head_dim is None:
             raise UserMistake(
@@ -60,6 +66,7 @@ class KeyValuePrompt(SoftPrompt, ABC):
             )
         self.axes = (shape.num_layers, 2, num_virtual_tokens, shape.num_kv_heads, shape.head_dim)
         self.key_width = shape.num_kv_heads * shape.head_dim  # K * D
+        self.scale = Scale.of_keys_and_values(shape, lm_scale)
 
     def key_values(self, rows: Tensor) -> Tensor:
         """PEFT's row order (P, L * 2 * K * D) to ours, (L, 2, P, K, D)."""
@@ -70,6 +77,42 @@ class KeyValuePrompt(SoftPrompt, ABC):
 def peft_rows(key_values: Tensor) -> Tensor:
     """(L, 2, P, K, D) to PEFT's rows, (P, L * 2 * K * D)."""
     return key_values.permute(2, 0, 1, 3, 4).flatten(1)
+
+
+class Scale(nn.Module):
+    """A fixed factor on what is learned, so that one learning rate suits LMs of all spreads; 1 is PEFT's.
+
+    It is saved: an LM that is opened in another type or quantised is measured a little otherwise.
+    """
+
+    value: Tensor
+
+    def __init__(self, value: Tensor | float):
+        super().__init__()
+        self.register_buffer("value", torch.as_tensor(value, dtype=torch.float32))
+
+    @classmethod
+    def of_embeddings(cls, shape: LMShape, wanted: bool) -> "Scale":
+        return cls(shape.embedding_scale if wanted else 1.0)
+
+    @classmethod
+    def of_keys_and_values(cls, shape: LMShape, wanted: bool) -> "Scale":
+        """Each layer's own, (L, 2, 1, 1, 1)."""
+        known = wanted and shape.key_scales
+        ones = (1.0,) * shape.num_layers
+        scales = torch.tensor([shape.key_scales, shape.value_scales] if known else [ones, ones])
+        return cls(scales.T[:, :, None, None, None].contiguous())
+
+    def forward(self, learned: Tensor) -> Tensor:
+        return learned * self.value
+
+    def undone(self, target: Tensor) -> Tensor:
+        return target / self.value
+
+    def _load_from_state_dict(self, saved: dict[str, Any], place: str, *how: Any) -> None:
+        if bool((self.value == 1).all()):  # as by the config of a run of an earlier version, which had none
+            saved.setdefault(f"{place}value", torch.ones_like(self.value))
+        super()._load_from_state_dict(saved, place, *how)
 
 
 class Offset(nn.Module):

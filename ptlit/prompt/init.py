@@ -2,7 +2,7 @@
 
 `text` takes the words of the task, `labels` those of the labels, `vocabulary` frequent words by chance,
 `spread` no words but numbers as widely spread as the LM's own embeddings, `zero` what says least. `noise`
-leaves a prompt as its constructor made it, which is PEFT's start too.
+leaves a prompt as its constructor made it, which with prompt.lm_scale=false is PEFT's start.
 """
 
 from collections.abc import Sequence
@@ -39,8 +39,12 @@ def start_prompt(
     from_: str = "text",
     text: str | None = None,
     task: Task | None = None,
+    behind: Sequence[int] = (),
 ) -> None:
-    """Put `prompt` at its start; the same seed of torch's, the same start."""
+    """Put `prompt` at its start; the same seed of torch's, the same start. Keys and values are those that
+    words have `behind` the tokens with which rows begin, and those of these come first: many LMs make little
+    of what they read without a BOS.
+    """
     if from_ not in STARTS:
         raise UserMistake(f"prompt.init.from={from_!r} is not a start: choose one of {', '.join(STARTS)}.")
     if from_ == "noise":
@@ -50,7 +54,15 @@ def start_prompt(
         if isinstance(prompt, EmbeddingPrompt):
             prompt.start_at(embeddings.float())
         else:
+            if from_ != "zero":  # which was tried as it is
+                embeddings = begun(lm, embeddings, behind)
             prompt.start_at(Prefix.from_embeddings(embeddings, lm.model).stacked().float())
+
+
+def begun(lm: FrozenLM, embeddings: Tensor, behind: Sequence[int]) -> Tensor:
+    """As many, (P, H), that begin as what the LM reads."""
+    first = lm.embed(torch.tensor(list(behind), dtype=torch.long, device=lm.device))
+    return torch.cat([first, embeddings])[: len(embeddings)]
 
 
 def start_embeddings(lm: FrozenLM, from_: str, count: int, text: str | None, task: Task) -> Tensor:

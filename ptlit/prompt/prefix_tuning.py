@@ -16,16 +16,16 @@ class PrefixTuning(KeyValuePrompt):
 
     peft_type = "PREFIX_TUNING"
 
-    def __init__(self, shape: LMShape, num_virtual_tokens: int = 20):
-        super().__init__(num_virtual_tokens, shape)
+    def __init__(self, shape: LMShape, num_virtual_tokens: int = 20, lm_scale: bool = False):
+        super().__init__(num_virtual_tokens, shape, lm_scale)
         self.embedding = nn.Embedding(num_virtual_tokens, shape.num_layers * 2 * self.key_width)
 
     def forward(self) -> Tensor:
-        return self.key_values(self.embedding.weight)  # (L, 2, P, K, D)
+        return self.scale(self.key_values(self.embedding.weight))  # type: ignore[no-any-return]  # (L, 2, P, K, D)
 
     @torch.no_grad()
     def start_at(self, target: Tensor) -> None:
-        self.embedding.weight.copy_(peft_rows(target))
+        self.embedding.weight.copy_(peft_rows(self.scale.undone(target)))
 
 
 class PrefixProjection(KeyValuePrompt):
@@ -33,8 +33,14 @@ class PrefixProjection(KeyValuePrompt):
 
     peft_type = "PREFIX_TUNING"
 
-    def __init__(self, shape: LMShape, num_virtual_tokens: int = 20, hidden_size: int = 128):
-        super().__init__(num_virtual_tokens, shape)
+    def __init__(
+        self,
+        shape: LMShape,
+        num_virtual_tokens: int = 20,
+        hidden_size: int = 128,
+        lm_scale: bool = False,
+    ):
+        super().__init__(num_virtual_tokens, shape, lm_scale)
         hidden = checked_size("hidden_size", hidden_size)
         self.embedding = nn.Embedding(num_virtual_tokens, self.key_width)
         self.transform = nn.Sequential(
@@ -47,7 +53,8 @@ class PrefixProjection(KeyValuePrompt):
         self._options: dict[str, object] = {"encoder_hidden_size": hidden, "prefix_projection": False}
 
     def forward(self) -> Tensor:
-        return self.offset(self.key_values(self.transform(self.embedding.weight)))  # (L, 2, P, K, D)
+        made = self.key_values(self.transform(self.embedding.weight))  # (L, 2, P, K, D)
+        return self.offset(self.scale(made))
 
     @torch.no_grad()
     def start_at(self, target: Tensor) -> None:
@@ -64,14 +71,20 @@ class PtuningV2(KeyValuePrompt):
 
     peft_type = "PREFIX_TUNING"
 
-    def __init__(self, shape: LMShape, num_virtual_tokens: int = 20, dropout: float = 0.0):
-        super().__init__(num_virtual_tokens, shape)
+    def __init__(
+        self,
+        shape: LMShape,
+        num_virtual_tokens: int = 20,
+        dropout: float = 0.0,
+        lm_scale: bool = False,
+    ):
+        super().__init__(num_virtual_tokens, shape, lm_scale)
         self.embedding = nn.Embedding(num_virtual_tokens, shape.num_layers * 2 * self.key_width)
         self.dropout = nn.Dropout(checked_rate("dropout", dropout))
 
     def forward(self) -> Tensor:
-        return self.dropout(self.key_values(self.embedding.weight))  # (L, 2, P, K, D)
+        return self.dropout(self.scale(self.key_values(self.embedding.weight)))  # (L, 2, P, K, D)
 
     @torch.no_grad()
     def start_at(self, target: Tensor) -> None:
-        self.embedding.weight.copy_(peft_rows(target))
+        self.embedding.weight.copy_(peft_rows(self.scale.undone(target)))

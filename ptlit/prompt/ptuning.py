@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ptlit.lm import LMShape
 from ptlit.mistake import UserMistake
-from ptlit.prompt.base import EmbeddingPrompt, Offset, checked_rate, checked_size
+from ptlit.prompt.base import EmbeddingPrompt, Offset, Scale, checked_rate, checked_size
 
 
 class Ptuning(EmbeddingPrompt):
@@ -31,6 +31,7 @@ class Ptuning(EmbeddingPrompt):
         num_layers: int = 2,
         dropout: float = 0.0,
         residual: float = 0.0,
+        lm_scale: bool = False,
     ):
         super().__init__(num_virtual_tokens)
         self.embedding = nn.Embedding(num_virtual_tokens, shape.hidden_size)
@@ -40,6 +41,7 @@ class Ptuning(EmbeddingPrompt):
             checked_size("num_layers", num_layers),
             checked_rate("dropout", dropout),
         )
+        self.scale = Scale.of_embeddings(shape, lm_scale)
         self.offset = Offset(num_virtual_tokens, shape.hidden_size)
         self.residual = checked_residual(residual)
         self.moved = Moved(self.embedding.weight)
@@ -60,13 +62,13 @@ class Ptuning(EmbeddingPrompt):
     def forward(self) -> Tensor:
         """It starts as the encoder alone would: what passes is how far the table has moved."""
         moved = self.moved(self.embedding.weight)
-        return self.offset(torch.add(self.encoded(), moved, alpha=self.residual))  # (P, H)
+        return self.offset(self.scale(torch.add(self.encoded(), moved, alpha=self.residual)))  # (P, H)
 
     def completed(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As earlier versions saved it, it begins to pass where it was."""
         return {
             **({"moved.origin": saved["embedding.weight"]} if "embedding.weight" in saved else {}),
-            **saved,
+            **super().completed(saved),
         }
 
     def _load_from_state_dict(self, saved: dict[str, Any], place: str, *how: Any) -> None:
