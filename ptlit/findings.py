@@ -12,7 +12,7 @@ from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
 from ptlit.prefix import Prefix
 from ptlit.prompt import EmbeddingPrompt
-from ptlit.prompt.init import begun, text_ids
+from ptlit.prompt.init import room_behind, text_ids
 from ptlit.prompted_lm import PromptedLM
 from ptlit.run import Run, leading
 
@@ -42,13 +42,14 @@ def start_of(run: Run) -> Start:
         )
     if not text:
         return Start(None, (), "The text it started from was not noted: nothing is said of how far it moved.")
-    ids = text_ids(run.lm, text, prompt.num_virtual_tokens)
+    deep = not isinstance(prompt, EmbeddingPrompt)
+    behind = leading(run.cfg, run.lm, run.template) if deep and "lm_scale" in run.cfg.prompt else []
+    first = room_behind(behind, prompt.num_virtual_tokens)  # earlier versions began without
+    said = text_ids(run.lm, text, prompt.num_virtual_tokens - len(first))
+    ids = torch.cat([torch.tensor(first, dtype=said.dtype, device=said.device), said])
     learned = run.lm.embed(ids)  # (P, H)
-    if not isinstance(prompt, EmbeddingPrompt):
-        behind = leading(run.cfg, run.lm, run.template)
-        ids = torch.tensor([*behind, *ids.tolist()][: len(ids)])
-        read = Prefix.from_embeddings(begun(run.lm, learned, behind), run.lm.model)
-        learned = read.stacked()  # (L, 2, P, K, D)
+    if deep:
+        learned = Prefix.from_embeddings(learned, run.lm.model).stacked()  # (L, 2, P, K, D)
     words = tuple(word(run.lm, index) for index in ids.tolist())
     return Start(learned.float(), words, f"It started from {text!r}.")
 

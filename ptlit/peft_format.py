@@ -203,9 +203,10 @@ def read_adapter(folder: Path, prompt: SoftPrompt) -> str:
     if adapter.method == type(prompt).__name__:
         ours = prompt.completed(adapter.ours)
         check_tensors(f"{folder / WEIGHTS}", prompt, ours)
-        prompt.load_state_dict(ours)
+        own = {name: each for name, each in prompt.state_dict().items() if name == "scale.value"}
+        prompt.load_state_dict(ours | own)  # on this LM it moves on in this LM's scale
         if not torch.allclose(prompt_embeddings(prompt), adapter.embeddings, rtol=1e-3, atol=1e-5):
-            start_at_output(prompt, adapter)  # it has an option now that it had not there, such as a residual
+            start_at_output(prompt, adapter)  # it has an option that it had not there: a residual, a scale
         return f"The prompt goes on from {trained}, with all that was learned."
     wanted = prompt_embeddings(prompt).shape
     if adapter.embeddings.shape != wanted:

@@ -6,15 +6,15 @@ them is far too little here or too much there. In powers of two, which multiply 
 """
 
 import math
+from typing import Any, cast
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from ptlit.prefix import Prefix
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
 
 COMMON = 0.1  # of embeddings: learning rates are said for an LM whose words spread so, as SmolLM2's do
-WORDS, READ = 4096, 32  # looked at, of the whole vocabulary; read for keys and values
+WORDS = 4096  # looked at, of the whole vocabulary
+ROWS, LONG = 32, 8  # of words, read for keys and values
 LIMIT = 10  # of the exponents
 
 
@@ -25,11 +25,15 @@ def embedding_scale(model: PreTrainedModel) -> float:
 
 @torch.no_grad()
 def key_value_scales(model: PreTrainedModel) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of the keys and of the values that the layers make of ordinary words. The first word is left out: LMs
-    treat it in a way of its own.
+    """Of the keys and of the values that the layers make of a word: the last of each row, for keys are turned
+    by their position, and a first word LMs treat in a way of its own.
     """
-    read = Prefix.from_embeddings(_words(model, READ), model).stacked()[:, :, 1:]  # (L, 2, P, K, D)
-    keys, values = spread(read, dim=2).T.tolist()  # L each
+    rows = _words(model, ROWS * LONG).unflatten(0, (LONG, ROWS)).transpose(0, 1)  # (B, T, H)
+    cache = DynamicCache()
+    model.base_model(inputs_embeds=rows, past_key_values=cache, use_cache=True)
+    layers: list[Any] = cache.layers
+    keys = [spread(layer.keys[:, :, -1], dim=0).item() for layer in layers]  # of (B, K, D)
+    values = [spread(layer.values[:, :, -1], dim=0).item() for layer in layers]
     return tuple(map(power_of_two, keys)), tuple(map(power_of_two, values))
 
 
@@ -48,6 +52,6 @@ def power_of_two(number: float) -> float:
 
 def _words(model: PreTrainedModel, count: int) -> Tensor:
     """Embeddings of so many words at even distances, (count, H)."""
-    size = model.config.get_text_config().vocab_size
-    ids = torch.arange(count, device=model.device) * size // count
-    return model.get_input_embeddings()(ids)  # type: ignore[no-any-return, operator]
+    table = cast(nn.Embedding, model.get_input_embeddings())
+    ids = torch.arange(count, device=model.device) * table.num_embeddings // count
+    return table(ids)  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ from runs import make_place, train_at
 from test_config import complaints
 from tiny import padded_rows, tiny_lm
 from torch import Tensor
+from transformers import Cache
 
 from ptlit.data import ClassificationData
 from ptlit.data.token_rows import TokenRows
@@ -59,10 +60,7 @@ def test_every_method_starts_where_it_is_told(lm: FrozenLM, method: str, start: 
     if isinstance(prompt, EmbeddingPrompt):
         torch.testing.assert_close(prompt(), target, rtol=1e-4, atol=1e-5)
         return
-    cache = lm.model(inputs_embeds=target[None], use_cache=True).past_key_values
-    for layer, (keys, values) in zip(cache.layers, prompt(), strict=True):
-        torch.testing.assert_close(keys, layer.keys[0].transpose(0, 1), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(values, layer.values[0].transpose(0, 1), rtol=1e-4, atol=1e-5)
+    check_key_values(prompt, lm.model(inputs_embeds=target[None], use_cache=True).past_key_values)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -155,12 +153,17 @@ def test_a_run_starts_from_another_run(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("method", ["prefix_tuning", "prefix_projection", "ptuning_v2"])
 def test_keys_and_values_start_as_words_have_them_behind_bos(lm: FrozenLM, method: str) -> None:
-    """Which comes first; against what transformers keeps of the same tokens."""
-    torch.manual_seed(3)
-    prompt = make_prompt(method, lm.shape).eval()
-    start_prompt(prompt, lm, from_="text", text="Hi you", behind=[1])
-    ids = lm.tokenizer("Hi you", add_special_tokens=False)["input_ids"]
-    cache = lm.model(input_ids=torch.tensor([[1, *ids[:5]]]), use_cache=True).past_key_values
+    """Which comes first, where there is room for more; against what transformers keeps of the same tokens."""
+    ids = lm.tokenizer("Hi yo", add_special_tokens=False)["input_ids"]
+    for count, expected in ((6, [1, *ids]), (2, [1, ids[0]]), (1, [ids[0]])):
+        torch.manual_seed(3)
+        prompt = make_prompt(method, lm.shape, num_virtual_tokens=count).eval()
+        start_prompt(prompt, lm, from_="text", text="Hi yo", behind=[1])
+        cache = lm.model(input_ids=torch.tensor([expected]), use_cache=True).past_key_values
+        check_key_values(prompt, cache)
+
+
+def check_key_values(prompt: SoftPrompt, cache: Cache) -> None:
     for layer, (keys, values) in zip(cache.layers, prompt(), strict=True):
         torch.testing.assert_close(keys, layer.keys[0].transpose(0, 1), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(values, layer.values[0].transpose(0, 1), rtol=1e-4, atol=1e-5)

@@ -110,8 +110,7 @@ class Scale(nn.Module):
         return target / self.value
 
     def _load_from_state_dict(self, saved: dict[str, Any], place: str, *how: Any) -> None:
-        if bool((self.value == 1).all()):  # as by the config of a run of an earlier version, which had none
-            saved.setdefault(f"{place}value", torch.ones_like(self.value))
+        saved.setdefault(f"{place}value", torch.ones_like(self.value))  # earlier versions had none
         super()._load_from_state_dict(saved, place, *how)
 
 

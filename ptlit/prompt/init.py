@@ -49,20 +49,21 @@ def start_prompt(
         raise UserMistake(f"prompt.init.from={from_!r} is not a start: choose one of {', '.join(STARTS)}.")
     if from_ == "noise":
         return
+    task = task or Task()
     with torch.no_grad():
-        embeddings = start_embeddings(lm, from_, prompt.num_virtual_tokens, text, task or Task())  # (P, H)
         if isinstance(prompt, EmbeddingPrompt):
+            embeddings = start_embeddings(lm, from_, prompt.num_virtual_tokens, text, task)  # (P, H)
             prompt.start_at(embeddings.float())
-        else:
-            if from_ != "zero":  # which was tried as it is
-                embeddings = begun(lm, embeddings, behind)
-            prompt.start_at(Prefix.from_embeddings(embeddings, lm.model).stacked().float())
+            return
+        first = room_behind(behind, prompt.num_virtual_tokens) if from_ != "zero" else []  # tried as it is
+        words = start_embeddings(lm, from_, prompt.num_virtual_tokens - len(first), text, task)
+        embeddings = torch.cat([lm.embed(torch.tensor(first, dtype=torch.long, device=lm.device)), words])
+        prompt.start_at(Prefix.from_embeddings(embeddings, lm.model).stacked().float())
 
 
-def begun(lm: FrozenLM, embeddings: Tensor, behind: Sequence[int]) -> Tensor:
-    """As many, (P, H), that begin as what the LM reads."""
-    first = lm.embed(torch.tensor(list(behind), dtype=torch.long, device=lm.device))
-    return torch.cat([first, embeddings])[: len(embeddings)]
+def room_behind(behind: Sequence[int], count: int) -> list[int]:
+    """The tokens that come first, where they leave room for any word."""
+    return list(behind) if len(behind) < count else []
 
 
 def start_embeddings(lm: FrozenLM, from_: str, count: int, text: str | None, task: Task) -> Tensor:
