@@ -234,7 +234,8 @@ def test_a_run_trains_and_keeps_both(joint: Path, place: Path) -> None:
     lora_b = [value for name, value in state.items() if "lora_B" in name]
     assert len(lora_b) == 14 and all(float(each.abs().max()) > 0 for each in lora_b)
     metrics = json.loads((joint / "metrics.json").read_text())
-    assert metrics["parameters/trainable"] == sum(each.numel() for each in state.values())
+    trained = [each.numel() for name, each in state.items() if not name.endswith(".scale.value")]
+    assert metrics["parameters/trainable"] == sum(trained)
     plain = load_lm(str(place / "lm"))
     whole = sum(p.numel() for p in plain.parameters())
     assert metrics["parameters/total"] == whole + metrics["parameters/trainable"]
@@ -311,7 +312,7 @@ def test_a_run_on_a_frozen_lora_keeps_a_copy_of_it(joint: Path, place: Path, tmp
     lora = Path(shutil.copytree(joint / "lora", tmp_path / "lora"))
     folder = train_at(place, "frozen", "experiment=prompt_tuning", "lora=frozen", f"lora.path={lora}")
     state = state_of(folder)
-    assert list(state) == ["prompted_lm.prompt.embedding.weight"]
+    assert list(state) == [f"prompted_lm.prompt.{name}" for name in ("embedding.weight", "scale.value")]
     shutil.rmtree(lora)
     run = open_run(folder)
     assert run.lm.has_lora and not run.lm.trained

@@ -60,7 +60,7 @@ def all_methods(lm: FrozenLM) -> dict[str, PromptedLM]:
     torch.manual_seed(3)
     made = {}
     for name, length in LENGTHS.items():
-        prompt = make_prompt(name, lm.shape, num_virtual_tokens=length).double()
+        prompt = make_prompt(name, lm.shape, num_virtual_tokens=length, lm_scale=False).double()
         for parameter in prompt.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
         made[name] = PromptedLM(lm, prompt).eval()

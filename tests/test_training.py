@@ -182,7 +182,7 @@ def test_checkpoints_are_kilobytes_and_refuse_another_prompt(
     path = tmp_path / "small.ckpt"
     trainer.save_checkpoint(path)
     state = torch.load(path, weights_only=True)["state_dict"]
-    assert list(state) == ["prompted_lm.prompt.embedding.weight"]
+    assert list(state) == [f"prompted_lm.prompt.{name}" for name in ("embedding.weight", "scale.value")]
     assert path.stat().st_size < 20_000
     with pytest.raises(RuntimeError, match="Missing key|Unexpected key"):
         trainer.test(
