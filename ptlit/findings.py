@@ -43,8 +43,9 @@ def start_of(run: Run) -> Start:
     if not text:
         return Start(None, (), "The text it started from was not noted: nothing is said of how far it moved.")
     deep = not isinstance(prompt, EmbeddingPrompt)
-    behind = leading(run.cfg, run.lm, run.template) if deep and "lm_scale" in run.cfg.prompt else []
-    first = room_behind(behind, prompt.num_virtual_tokens)  # earlier versions began without
+    began_behind_bos = deep and "lm_scale" in run.cfg.prompt  # earlier versions did not
+    behind = leading(run.cfg, run.lm, run.template) if began_behind_bos else []
+    first = room_behind(behind, prompt.num_virtual_tokens)
     said = text_ids(run.lm, text, prompt.num_virtual_tokens - len(first))
     ids = torch.cat([torch.tensor(first, dtype=said.dtype, device=said.device), said])
     learned = run.lm.embed(ids)  # (P, H)

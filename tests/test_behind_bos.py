@@ -26,6 +26,7 @@ from ptlit.data import ChatTemplate
 from ptlit.data.example import encode
 from ptlit.evaluate import main as evaluate
 from ptlit.export import export, opened_adapter
+from ptlit.findings import start_of
 from ptlit.inspect_data import main as inspect_data
 from ptlit.mistake import UserMistake
 from ptlit.peft_format import open_adapter, read_adapter, read_config
@@ -341,3 +342,21 @@ def test_chats(place: Path, tmp_path: Path) -> None:
     ours = run.prompted_lm.generate(row, torch.ones_like(row), **GREEDY)
     assert theirs[0, len(read) :].tolist() == ours[0, len(old) :].tolist()
     assert said_by_readme(place / "chat" / "adapter") == said(run, TEXT, 30)
+
+
+def test_keys_and_values_start_behind_bos_too_and_inspect_knows(place: Path) -> None:
+    """A run that hardly learned is where transformers' own keys and values of BOS and the text are."""
+    run = open_run(
+        train_at(place, "deep", "experiment=prefix_tuning", "optim.lr=1e-12", "trainer.max_steps=1")
+    )
+    text = run.cfg.data.instruction
+    ids = torch.tensor([run.lm.tokenizer(text)["input_ids"][: run.prompted_lm.num_virtual_tokens]])
+    assert ids[0, 0] == run.lm.tokenizer.bos_token_id
+    layers = run.lm.model(
+        input_ids=ids, past_key_values=DynamicCache(), use_cache=True
+    ).past_key_values.layers
+    start = start_of(run)
+    for layer, learned, rebuilt in zip(layers, run.prompted_lm.prompt(), start.learned, strict=True):
+        for kept, here, there in zip((layer.keys, layer.values), learned, rebuilt, strict=True):
+            close(here, kept[0].transpose(0, 1))
+            close(there, kept[0].transpose(0, 1))
