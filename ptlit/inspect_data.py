@@ -173,13 +173,15 @@ def histogram(lengths: Sequence[int]) -> Iterator[str]:
 
 def padding_line(data: TextData[Any]) -> str:
     """Of the training batches of an epoch: those of this config, and those of the other way."""
-    lengths = data.encoded["train"].lengths
+    lengths, classes = data.encoded["train"].lengths, data.encoded["train"].label
 
     def padded(here: Places) -> float:
         return 1 - int(here.sum()) / (int(here.max()) * len(here))
 
     def share(**how: Any) -> float:
-        batches = Batches(lengths, data.batch_size, seed=data.seed, **how)
+        batches = Batches(
+            lengths, data.batch_size, classes=classes, stratified=data.stratified, seed=data.seed, **how
+        )
         return fmean(padded(lengths[batch]) for batch in batches)
 
     by_length, by_chance = share(max_tokens=data.max_tokens), share(by_length=False)

@@ -253,6 +253,15 @@ def test_balanced_training_shows_each_label_equally_often(file):
     assert judged[0] < judged[1]
 
 
+def test_stratified_training_has_the_labels_evenly_in_all_batches(file):
+    def shares(**options):
+        batches = [batch["label"].tolist() for batch in data_of(file, **options).train_dataloader()]
+        return {sum(labels) for labels in batches if len(labels) == 8}
+
+    assert max(shares(stratified=True)) - min(shares(stratified=True)) <= 2
+    assert max(shares()) - min(shares()) > 2
+
+
 def test_a_batch_points_back_to_its_rows(file):
     data = data_of(file)
     data.setup("fit")  # nothing is read twice

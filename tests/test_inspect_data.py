@@ -47,7 +47,7 @@ OWN = ["model.name_or_path=lm", "data=classification", "data.path=mine.csv", "da
 def test_own_texts(readers: Path, capsys: pytest.CaptureFixture) -> None:
     words = [*OWN, "data.max_length=60", "data.template='Tweet: {text} Mood:'", "rows=4", "data.batch_size=4"]
     out = said(readers, capsys, *words, "prompt.num_virtual_tokens=7")
-    data = data_of(readers, template="Tweet: {text} Mood:", max_length=60, batch_size=4)
+    data = data_of(readers, template="Tweet: {text} Mood:", max_length=60, batch_size=4, stratified=True)
     counts = data.summary()["splits"]
     for name, figures in (
         ("rows", [counts[split]["rows"] for split in counts]),

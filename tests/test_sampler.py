@@ -87,7 +87,7 @@ def test_rows_of_any_length_share_a_batch():
 
 @pytest.mark.parametrize("options", [{}, {"max_tokens": 128}, {"by_length": False}])
 def test_every_class_is_drawn_equally_often(options):
-    batches = Batches(LENGTHS, 8, classes=CLASSES, **options)
+    batches = Batches(LENGTHS, 8, classes=CLASSES, balanced=True, **options)
     sizes = Counter(CLASSES)
     most = max(sizes.values())
     counts = set()
@@ -103,21 +103,67 @@ def test_every_class_is_drawn_equally_often(options):
         epochs.append(drawn)
     assert len(counts) == 1  # a trainer counts on it
     assert epochs[0] != epochs[1]
-    assert list(batches) == list(batches) != list(Batches(LENGTHS, 8, classes=CLASSES, seed=1, **options))
+    assert (
+        list(batches)
+        == list(batches)
+        != list(Batches(LENGTHS, 8, classes=CLASSES, balanced=True, seed=1, **options))
+    )
 
 
 def test_balanced_batches_are_of_like_length_and_of_all_classes():
-    batches = list(Batches(LENGTHS, 8, classes=CLASSES))
+    batches = list(Batches(LENGTHS, 8, classes=CLASSES, balanced=True))
     spread = [max(LENGTHS[i] for i in batch) - min(LENGTHS[i] for i in batch) for batch in batches]
     assert sum(spread) / len(spread) < 5
     mixed = [len({CLASSES[i] for i in batch}) for batch in batches]
     assert sum(mixed) / len(mixed) > 2
 
 
+@pytest.mark.parametrize("by_length", [True, False])
+def test_stratified_batches_have_the_shares_of_the_whole(by_length):
+    classes = random.Random(2).choices([0, 1, 2], weights=[5, 2, 1], k=4000)
+    lengths = [20 + 3 * label + each % 30 for each, label in enumerate(classes)]  # longer where rarer
+    options = dict(classes=classes, by_length=by_length)
+    batches = list(Batches(lengths, 8, stratified=True, **options))
+    assert sorted(row for batch in batches for row in batch) == list(range(4000))
+    counts = Counter(classes)
+    for batch in batches:
+        here = Counter(classes[row] for row in batch)
+        assert all(abs(here[label] - 8 * counts[label] / 4000) < 2 for label in counts)
+    assert any(len({classes[row] for row in batch}) == 1 for batch in Batches(lengths, 8, **options))
+
+    def padding(batches):
+        return sum(max(lengths[i] for i in b) * len(b) - sum(lengths[i] for i in b) for b in batches)
+
+    if by_length:  # each class has its long rows where the others have theirs
+        assert padding(batches) < 0.8 * padding(Batches(lengths, 8, by_length=False))
+
+
+def test_stratified_batches_have_rare_classes_anywhere():
+    classes = [0] * 400 + list(range(1, 401))  # half of the rows have a class of their own
+    batches = Batches([10] * 800, 8, classes=classes, stratified=True)
+    common = [sum(classes[row] == 0 for row in batch) for batch in batches]
+    assert min(common) >= 1 and max(common) <= 7  # not all of them in the middle
+
+
+def test_stratified_batches_of_so_many_tokens_mix_rows_of_like_length():
+    classes = random.Random(2).choices([0, 1], weights=[3, 1], k=4000)
+    batches = Batches([10] * 4000, 8, max_tokens=128, classes=classes, stratified=True)
+    for batch in batches:
+        assert abs(sum(classes[row] for row in batch) - len(batch) / 4) <= 2
+    assert len(batches) == len(list(batches)) == 500
+
+
 @pytest.mark.parametrize(
     "options",
-    [{}, {"max_tokens": 128}, {"by_length": False}, {"classes": CLASSES}]
-    + [{"classes": CLASSES, "max_tokens": 128}],
+    [
+        {},
+        {"max_tokens": 128},
+        {"by_length": False},
+        {"classes": CLASSES, "balanced": True},
+        {"classes": CLASSES, "balanced": True, "max_tokens": 128},
+        {"classes": CLASSES, "stratified": True},
+        {"classes": CLASSES, "stratified": True, "balanced": True},
+    ],
 )
 @pytest.mark.parametrize("world_size", [2, 3, 7, 40])
 def test_ranks_share_out_the_training_rows_equally(monkeypatch, world_size, options):

@@ -35,7 +35,7 @@ class LearnerAtWork:
         data: TextData[Any] = made({**nodes.data, **limits}, tokenizer=lm.tokenizer, seed=nodes.seed)
         data.setup()
         train, val, test = splits(data, trial, plan, nodes.seed)
-        self.batches = ordered([len(row["input_ids"]) for row in train], plan, trial.seed)
+        self.batches = ordered(train, plan, trial.seed, data.stratified)
         collate = Collate(lm.tokenizer.pad_token_id or 0)
         self.learner: Learner = resolve_name(LEARNERS[trial.engine])(
             Given(lm, data, train, trial, plan, recipe, len(self.batches))
@@ -158,10 +158,11 @@ def splits(
     return [rows[place] for place in others], [], [rows[place] for place in here]
 
 
-def ordered(lengths: Sequence[int], plan: Plan, seed: int) -> list[list[int]]:
+def ordered(rows: Sequence[IndexedRow], plan: Plan, seed: int, stratified: bool) -> list[list[int]]:
     """The batches of training itself, epoch after epoch, until the examples are used up."""
-    batches = Batches(lengths, plan.batch_size, seed=seed)
-    left = plan.examples if plan.examples is not None else (plan.epochs or 1) * len(lengths)
+    lengths, classes = [len(row["input_ids"]) for row in rows], [row["label"] for row in rows]
+    batches = Batches(lengths, plan.batch_size, classes=classes, stratified=stratified, seed=seed)
+    left = plan.examples if plan.examples is not None else (plan.epochs or 1) * len(rows)
     found: list[list[int]] = []
     for epoch in count():
         batches.set_epoch(epoch)

@@ -49,7 +49,8 @@ class Rows:
     def batches(self, batch_size: int, count: int) -> Batches:
         """`count` of training's own batches, from short to long in even steps; and their rows shuffled."""
         lengths = [len(row["input_ids"]) for row in self.rows]
-        every = sampler.Batches(lengths, batch_size, seed=self.seed)
+        classes, stratified = [row["label"] for row in self.rows], self.data.stratified
+        every = sampler.Batches(lengths, batch_size, classes=classes, stratified=stratified, seed=self.seed)
         bucketed = [batch for batch in every if len(batch) == batch_size]
         if len(bucketed) < count:
             raise UserMistake(

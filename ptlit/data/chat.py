@@ -70,6 +70,7 @@ class ChatData(TextData[Dialogue]):
             fold=fold,
             few_shot=None,
             balanced=False,
+            stratified=False,
             before_bos=before_bos,
             max_length=max_length,
             batch_size=batch_size,

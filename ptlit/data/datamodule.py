@@ -65,6 +65,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         fold: int | None,
         few_shot: int | None,
         balanced: bool,
+        stratified: bool,
         before_bos: bool,
         max_length: int,
         batch_size: int,
@@ -106,7 +107,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
             raise UserMistake(
                 f"data.few_shot={few_shot} and data.limit={limit} both choose the training rows: give one."
             )
-        self.balanced = balanced
+        self.balanced, self.stratified = balanced, stratified
         self.by_length = by_length
         self.eval_batch_size = _at_least(1, "eval_batch_size", eval_batch_size)
         self.limits = {
@@ -257,7 +258,9 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
             self.batch_size,
             max_tokens=self.max_tokens,
             by_length=self.by_length,
-            classes=self.encoded["train"].label if self.balanced else None,
+            classes=self.encoded["train"].label,
+            balanced=self.balanced,
+            stratified=self.stratified,
             seed=self.seed,
         )
         return self._loader("train", batches, self._training_rows(batches))

@@ -39,8 +39,10 @@ class Batches(Sampler[list[int]]):
     A batch has `batch_size` rows, of like length unless `by_length` is off; or, with `max_tokens`, as many
     rows of like length as that many tokens hold.
 
-    With `classes`, the class of each row, an epoch shows every class equally often: as often as the largest
-    has rows, those of the others come again.
+    With `classes`, the class of each row, either or both of: `balanced`, where an epoch shows every class
+    equally often, as often as the largest has rows, and those of the others come again; `stratified`, where
+    every batch has the classes in the shares that the epoch has them in (with `max_tokens`: that the rows of
+    its length have them in).
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class Batches(Sampler[list[int]]):
         max_tokens: int | None = None,
         by_length: bool = True,
         classes: Sequence[int] | Places | None = None,
+        balanced: bool = False,
+        stratified: bool = False,
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
@@ -58,7 +62,8 @@ class Batches(Sampler[list[int]]):
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.by_length = by_length
-        self.classes = None if classes is None else numpy.asarray(classes)
+        self.classes = numpy.zeros_like(self.lengths) if classes is None else numpy.asarray(classes)
+        self.balanced, self.stratified = balanced, stratified
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
@@ -75,7 +80,8 @@ class Batches(Sampler[list[int]]):
     def __len__(self) -> int:
         rank, world_size = _rank_and_world_size()
         if self.shuffle:
-            return -(-len(self._formed(self._drawn(numpy.arange(len(self.lengths))))) // world_size)
+            order = self._drawn(numpy.arange(len(self.lengths)))
+            return -(-len(self._formed(order, torch.Generator())) // world_size)
         return -(-len(range(rank, len(self.lengths), world_size)) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -85,16 +91,16 @@ class Batches(Sampler[list[int]]):
             return formed.batches(numpy.arange(self.start, len(formed)))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = self._drawn(_mixed(len(self.lengths), generator))
-        if self.classes is not None:  # copies of a row stand side by side
+        if self.balanced:  # copies of a row stand side by side
             order = order[_mixed(len(order), generator)]
-        formed = self._formed(order)
+        formed = self._formed(order, generator)
         shared = _mixed(len(formed), generator)
         shared = numpy.resize(shared, -(-len(shared) // world_size) * world_size)  # the first ones come again
         return formed.batches(shared[rank::world_size][self.start :])
 
     def _drawn(self, order: Places) -> Places:
         """All rows; of smaller classes again and again, each as often as any other, or once more."""
-        if self.classes is None:
+        if not self.balanced:
             return order
         classes = self.classes[order]
         names, first, sizes = numpy.unique(classes, return_index=True, return_counts=True)
@@ -109,23 +115,24 @@ class Batches(Sampler[list[int]]):
             drawn.append(rows[:rest])  # else by chance
         return numpy.concatenate(drawn)
 
-    def _formed(self, order: Places) -> Formed:
+    def _formed(self, order: Places, generator: torch.Generator) -> Formed:
         if self.max_tokens is not None:
-            return self._filled(order, self.max_tokens)
+            return self._filled(order, self.max_tokens, generator)
         if not self.by_length:
-            return _chunks(order, self.batch_size)
+            nothing = numpy.zeros_like(order)
+            return _chunks(self._spread_out(order, nothing, nothing, generator), self.batch_size)
         rest = len(order) % self.batch_size
         others = order[rest:]
         pools = numpy.arange(len(others)) // (POOL * self.batch_size)
-        others = others[numpy.lexsort((self.lengths[others], pools))]
+        others = self._spread_out(others, pools, self.lengths[others], generator)
         # A rest by chance, not the longest ones.
         return _chunks(numpy.append(others, order[:rest]), self.batch_size)
 
-    def _filled(self, order: Places, max_tokens: int) -> Formed:
+    def _filled(self, order: Places, max_tokens: int, generator: torch.Generator) -> Formed:
         """Lengths count as the next multiple of STEP: rows of one step trade places from epoch to epoch, and
         the number of batches stays.
         """
-        rows = order[numpy.argsort(self._steps(order), kind="stable")]
+        rows = self._spread_out(order, self._steps(order), numpy.zeros_like(order), generator)
         bounds = array("q")
         taken = max_tokens
         for place, tokens in enumerate((self._steps(rows) * STEP).data):
@@ -134,6 +141,23 @@ class Batches(Sampler[list[int]]):
                 taken = 0
             taken += tokens
         return Formed(rows, numpy.array([*bounds, len(rows)]))
+
+    def _spread_out(self, order: Places, groups: Places, keys: Places, generator: torch.Generator) -> Places:
+        """Group after group, each in the order of its keys. Stratified, the rows of each of its classes are
+        in that order, and stand as evenly among the others as they are many, from a first place by chance:
+        classes of a single row would else all meet in the middle.
+        """
+        if not self.stratified:
+            return order[numpy.lexsort((keys, groups))]
+        classes = self.classes[order]
+        ranked = numpy.lexsort((keys, classes, groups))
+        new_group, new_class = (numpy.diff(each[ranked], prepend=-1) != 0 for each in (groups, classes))
+        first = numpy.flatnonzero(new_group | new_class)
+        sizes = numpy.diff(first, append=len(ranked))
+        begin = torch.rand(len(first), generator=generator).numpy()
+        rank = numpy.arange(len(ranked)) - numpy.repeat(first, sizes)
+        place = (rank + numpy.repeat(begin, sizes)) / numpy.repeat(sizes, sizes)
+        return order[ranked[numpy.lexsort((ranked, place, groups[ranked]))]]
 
     def _steps(self, rows: Places) -> Places:
         return -(-self.lengths[rows] // STEP)
