@@ -47,10 +47,11 @@ class Rows:
         return AboutLM(name, dtype, sum(parameter.numel() for parameter in self.lm.parameters()))
 
     def batches(self, batch_size: int, count: int) -> Batches:
-        """`count` of training's own batches, from short to long in even steps; and their rows shuffled."""
+        """`count` batches of like length, from short to long in even steps; and their rows shuffled. They are
+        as `data.stratified=false` has them, which is where padding costs other programs least.
+        """
         lengths = [len(row["input_ids"]) for row in self.rows]
-        classes, stratified = [row["label"] for row in self.rows], self.data.stratified
-        every = sampler.Batches(lengths, batch_size, classes=classes, stratified=stratified, seed=self.seed)
+        every = sampler.Batches(lengths, batch_size, seed=self.seed)
         bucketed = [batch for batch in every if len(batch) == batch_size]
         if len(bucketed) < count:
             raise UserMistake(
