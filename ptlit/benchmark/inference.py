@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,17 @@ from ptlit.benchmark.turns import take_turns
 from ptlit.benchmark.worker import Worker
 from ptlit.mistake import UserMistake
 from ptlit.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all engines are given, and how far their answers may differ."""
+
+    nodes: Nodes
+    adapter: Path
+    prompt: Node
+    questions: Questions
+    tolerance: Tolerance
 
 
 class Inference:
@@ -74,28 +86,19 @@ class Inference:
             products = stack.enter_context(
                 Worker("matrix products", self.threads, MatrixProducts, about.dtype, self.device)
             )
+            work = Work(nodes, adapter, prompt, questions, TOLERANCE[about.dtype])
             for task in ("classification", "generation"):
-                tolerance = TOLERANCE[about.dtype]
-                report.add(self.measure(task, nodes, adapter, prompt, questions, products, report, tolerance))
+                report.add(self.measure(task, work, products, report))
 
-    def measure(
-        self,
-        task: str,
-        nodes: Nodes,
-        adapter: Path,
-        prompt: Node,
-        questions: Questions,
-        products: Worker,
-        report: Report,
-        tolerance: Tolerance,
-    ) -> list[Measurement]:
+    def measure(self, task: str, work: Work, products: Worker, report: Report) -> list[Measurement]:
+        questions = work.questions
         case = Case(task, self.method, self.num_virtual_tokens, self.batch_size, "bucketed")
         report.say(f"{case}: {', '.join(ANSWERERS)} ...")
         with ExitStack() as stack:
             workers, began, measured = {}, {}, []
             for engine in ANSWERERS:
                 start = time.perf_counter()
-                given = (engine, task, nodes, adapter, prompt, questions)
+                given = (engine, task, work.nodes, work.adapter, work.prompt, questions)
                 worker = Worker(engine, self.threads, AnswersAtWork, *given)
                 workers[engine] = stack.enter_context(worker)
                 worker("step", 0)
@@ -103,7 +106,7 @@ class Inference:
             passes, rates = take_turns(workers, products, len(questions.batches), 0, self.passes)
             said = {engine: worker("said") for engine, worker in workers.items()}
             for peer in [engine for engine in said if engine != "ptlit"]:
-                report.say(compared(task, said["ptlit"], said[peer], questions.labels, peer, tolerance))
+                report.say(compared(task, said["ptlit"], said[peer], questions.labels, peer, work.tolerance))
             for engine, worker in workers.items():
                 loaded_mb, peak_mb = worker("peaks_mb")
                 measured.append(
