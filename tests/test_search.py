@@ -88,7 +88,7 @@ def test_a_search_whole(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert not [name for name in without_timings(folder / "0") if name.startswith("test/")]
     first = yaml.safe_load((folder / "0" / "config.yaml").read_text())
     assert first["optim"]["lr"] == composed("experiment=prefix_tuning").optim.lr
-    assert first["schedule"]["name"] == "cosine"
+    assert first["schedule"]["name"] == "linear"
     assert f"optim.lr={best['optim.lr']} schedule={best['schedule']} " in said
 
     prefix = "python -m ptlit.train "
@@ -143,11 +143,11 @@ def test_the_first_trial_is_what_one_has(search: Callable[..., list[int]], tmp_p
     search(LR, "schedule=linear,cosine", "optim.betas=[0.8,0.9],[0.9,0.999]", "hydra.sweeper.n_trials=1")
     (row,) = table(tmp_path / "s")
     rate = str(composed("experiment=prompt_tuning").optim.lr)
-    assert (row["optim.lr"], row["schedule"], row["optim.betas"]) == (rate, "cosine", "[0.9,0.999]")
-    words = ["schedule=linear,constant", "optim.lr=0.02", "schedule.num_warmup_steps=range(5,20,5)"]
+    assert (row["optim.lr"], row["schedule"], row["optim.betas"]) == (rate, "linear", "[0.9,0.999]")
+    words = ["schedule=cosine,constant", "optim.lr=0.02", "schedule.num_warmup_steps=range(0,20,5)"]
     search(*words, "hydra.sweeper.n_trials=1", folder="t")
     (row,) = table(tmp_path / "t")
-    assert row["schedule"] in ("linear", "constant") and row["schedule.num_warmup_steps"] == "10"
+    assert row["schedule"] in ("cosine", "constant") and row["schedule.num_warmup_steps"] == "0"
     search("schedule.num_warmup_steps=range(4,20,4)", "hydra.sweeper.n_trials=1", folder="u")
     assert int(table(tmp_path / "u")[0]["schedule.num_warmup_steps"]) % 4 == 0
 
