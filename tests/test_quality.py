@@ -29,7 +29,7 @@ from ptlit.benchmark.quality_report import finite
 from ptlit.benchmark.shipped import PARTS
 from ptlit.benchmark.trial import Plan, Trial
 from ptlit.data import ChatData, ClassificationData
-from ptlit.data.collate import Collate
+from ptlit.data.collate import Collate, IndexedRow
 from ptlit.lm import _load_once
 from ptlit.mistake import UserMistake
 
@@ -289,10 +289,22 @@ def test_the_judge_counts_right_answers(data: ClassificationData) -> None:
 
 
 def test_epochs_follow_each_other_until_the_examples_are_used_up() -> None:
-    batches = ordered([5, 6, 7, 8, 9], PLAN, seed=3)
-    rows = [row for batch in batches for row in batch]
-    assert len(rows) == 16 and sorted(rows[:5]) == sorted(rows[5:10]) == [0, 1, 2, 3, 4]
-    assert batches == ordered([5, 6, 7, 8, 9], PLAN, seed=3) != ordered([5, 6, 7, 8, 9], PLAN, seed=4)
+    rows = [IndexedRow(input_ids=[5] * (5 + i), labels=[-100] * (5 + i), label=0, row=i) for i in range(5)]
+    batches = ordered(rows, PLAN, seed=3, stratified=True)
+    met = [row for batch in batches for row in batch]
+    assert len(met) == 16 and sorted(met[:5]) == sorted(met[5:10]) == [0, 1, 2, 3, 4]
+    assert batches == ordered(rows, PLAN, seed=3, stratified=True) != ordered(rows, PLAN, 4, stratified=True)
+
+
+def test_the_labels_stand_in_the_batches_as_in_training() -> None:
+    rows = [IndexedRow(input_ids=[5] * 9, labels=[-100] * 9, label=i % 2, row=i) for i in range(400)]
+    plan = replace(PLAN, examples=400)
+
+    def shares(stratified: bool) -> set[int]:
+        batches = ordered(rows, plan, seed=3, stratified=stratified)
+        return {sum(row % 2 for row in batch) for batch in batches}
+
+    assert shares(True) <= {1, 2, 3} and shares(False) == {0, 1, 2, 3, 4}
 
 
 def trial(engine: str, lr: float | None, seed: int, *scores: float) -> dict[str, Any]:
