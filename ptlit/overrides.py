@@ -244,15 +244,26 @@ def key_mistake(override: Override, cfg: DictConfig, groups: Sequence[str]) -> s
     node = OmegaConf.select(cfg, place, throw_on_missing=False) if place else None
     if isinstance(node, DictConfig) and accepts(node, name):
         return f"{key} is not in the config, though {node._target_} has it: write +{override.input_line}."
+    group = key.partition(".")[0]
+    chosen = cfg.hydra.runtime.choices.get(group)
+    where = f" ({group}={chosen})" if chosen else ""
+    if place and (others := choices_with(key, group)):
+        return f"{key} is not a key of this config{where}: {' and '.join(others)} would have it."
     every = list(dotted(cfg, hydra=key.startswith("hydra")))
     near = [each for each in every if each.rpartition(".")[2] == name][:1] or get_close_matches(
         key, every, n=1
     )
-    group = key.partition(".")[0]
-    chosen = cfg.hydra.runtime.choices.get(group)
-    where = f" ({group}={chosen})" if chosen else ""
     ending = f"did you mean {near[0]}?" if near else f"known are {', '.join(nearby(cfg, key))}."
     return f"{key} is not a key of this config{where}: {ending}"
+
+
+def choices_with(key: str, group: str) -> list[str]:
+    """The files of a group that have the key, as they are chosen; those of experiments stand elsewhere."""
+    name = key.removeprefix(f"{group}.")
+    files = [
+        file for file in sorted((conf_folder() / group).glob("*.yaml")) if "@package" not in file.read_text()
+    ]
+    return [f"{group}={file.stem}" for file in files if has_key(OmegaConf.load(file), name)]
 
 
 def has_key(cfg: DictConfig, key: str) -> bool:
@@ -280,7 +291,7 @@ def dotted(node: Any, path: str = "", hydra: bool = False) -> Iterator[str]:
     if not OmegaConf.is_dict(node) or node._is_none() or node._is_missing() or node._is_interpolation():
         return
     for key in map(str, node.keys()):
-        if key != "_target_" and (path or hydra == (key == "hydra")):
+        if key[0] != "_" and (path or hydra == (key == "hydra")):
             yield f"{path}{key}"
             yield from dotted(node._get_node(key), f"{path}{key}.")
 

@@ -252,6 +252,11 @@ def test_questions_pass_untouched(flag: list[str]) -> None:
         ("optim.lrr=1", "optim.lrr is not a key of this config (optim=adamw): did you mean optim.lr?"),
         ("~optim.beta", "optim.beta is not a key of this config (optim=adamw): did you mean optim.betas?"),
         ("hydra.run.dirr=x", "hydra.run.dirr is not a key of this config: did you mean hydra.run.dir?"),
+        ("lora.r=8", "lora.r is not a key of this config: lora=trained would have it."),
+        (
+            "experiment.optim.lr=1",
+            "experiment.optim.lr is not a key of this config (experiment=ptuning_lstm): did you mean optim.lr?",
+        ),
         ("+seed=3", "+seed=3: seed is in the config already, so leave out the +."),
         (
             "trainer.deterministic=true",
@@ -269,6 +274,13 @@ def test_questions_pass_untouched(flag: list[str]) -> None:
 )
 def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
     assert refusals(override) == [sentence]
+
+
+def test_a_key_that_another_choice_has() -> None:
+    assert refusals("experiment=chat_ptuning", "data.few_shot=4") == [
+        "data.few_shot is not a key of this config (data=chat): "
+        "data=classification and data=tweets would have it."
+    ]
 
 
 def test_a_choice_that_no_group_has() -> None:
@@ -294,7 +306,10 @@ def test_every_value_of_a_sweep_is_judged() -> None:
 
 def test_a_key_must_exist_with_every_choice_of_a_sweep() -> None:
     (said,) = refusals("-m", "prompt=ptuning_mlp,prompt_tuning", "prompt.num_layers=3")
-    assert said.startswith("prompt.num_layers is not a key of this config (prompt=prompt_tuning)")
+    assert said == (
+        "prompt.num_layers is not a key of this config (prompt=prompt_tuning): "
+        "prompt=ptuning_lstm and prompt=ptuning_mlp would have it."
+    )
 
 
 def test_a_folder_of_ones_own_config(tmp_path: Path) -> None:
