@@ -255,7 +255,8 @@ def test_questions_pass_untouched(flag: list[str]) -> None:
         ("lora.r=8", "lora.r is not a key of this config: lora=trained would have it."),
         (
             "experiment.optim.lr=1",
-            "experiment.optim.lr is not a key of this config (experiment=ptuning_lstm): did you mean optim.lr?",
+            "experiment.optim.lr is not a key of this config (experiment=ptuning_lstm): "
+            "did you mean optim.lr?",
         ),
         ("+seed=3", "+seed=3: seed is in the config already, so leave out the +."),
         (
