@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from ptlit.data import TextData
+from ptlit.ensemble import move_aside, size_of
 from ptlit.lm import FrozenLM
 from ptlit.lora import with_lora
 from ptlit.mistake import UserMistake
@@ -128,6 +129,27 @@ def options_of(node: DictConfig) -> dict[str, Any]:
 
 
 def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftPromptModule:
+    check_ensemble(size_of(cfg), lm, data)
+    prompts = [build_prompt(cfg, lm, data) for _ in range(size_of(cfg))]
+    for prompt in prompts[1:]:
+        move_aside(prompt)
+    prompted_lm = PromptedLM(lm, prompts[0], data.slots, data.leading)
+    return SoftPromptModule(
+        prompted_lm,
+        optimizer=make(cfg.optim),
+        schedule=make(cfg.schedule) if cfg.schedule else None,
+        label_words=data.label_words,
+        loss=make(node) if (node := OmegaConf.select(cfg, "loss")) else None,
+        kl_weight=cfg.kl_weight,
+        class_weights=data.class_weights,
+        teacher=make(node).reference(lm, data) if (node := OmegaConf.select(cfg, "distill")) else None,
+        drop_virtual_tokens=OmegaConf.select(cfg, "drop_virtual_tokens", default=0.0),
+        others=prompts[1:],
+    )
+
+
+def build_prompt(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftPrompt:
+    """At its start."""
     options = options_of(cfg.prompt)
     start = options.pop("init", None) or {}
     prompt: SoftPrompt = make(options, shape=lm.shape)
@@ -142,17 +164,19 @@ def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftProm
         folder = adapter_folder(Path(origin))
         said = [read_adapter(folder, prompt), *other_place(folder, prompted_lm)]
         print(" ".join(said), flush=True)
-    return SoftPromptModule(
-        prompted_lm,
-        optimizer=make(cfg.optim),
-        schedule=make(cfg.schedule) if cfg.schedule else None,
-        label_words=data.label_words,
-        loss=make(node) if (node := OmegaConf.select(cfg, "loss")) else None,
-        kl_weight=cfg.kl_weight,
-        class_weights=data.class_weights,
-        teacher=make(node).reference(lm, data) if (node := OmegaConf.select(cfg, "distill")) else None,
-        drop_virtual_tokens=OmegaConf.select(cfg, "drop_virtual_tokens", default=0.0),
-    )
+    return prompt
+
+
+def check_ensemble(count: int, lm: FrozenLM, data: TextData[Any]) -> None:
+    if count > 1 and data.label_words is None:
+        raise UserMistake(
+            f"ensemble={count} averages what prompts say of labels, and here text is learned: leave it out."
+        )
+    if count > 1 and lm.trained:
+        raise UserMistake(
+            f"ensemble={count} trains each prompt as if it were alone, and lora=trained changes the LM that "
+            "they share: leave out one of them."
+        )
 
 
 def other_place(folder: Path, prompted_lm: PromptedLM) -> list[str]:

@@ -13,7 +13,7 @@ tags:
 # {method} for {base_model}
 
 A soft prompt of {count} virtual tokens, trained by ptlit on {data}. The LM
-itself {unchanged}.
+itself {unchanged}.{ensemble}
 
 {metrics}## Use
 
@@ -25,6 +25,9 @@ ptlit trains it further with `prompt.init.from=<this folder>`.
 
 {settings}
 """
+
+ONE_OF_SEVERAL = """ It is one of {count} prompts of a run, and the figures are
+those of all together: the probability of a label is the mean of what they give it."""
 
 USE = """\
 In this folder, with `pip install peft transformers`{holds_bos}:

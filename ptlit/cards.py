@@ -20,6 +20,7 @@ from ptlit.card_texts import (
     IN_SLOTS,
     LLAMA_CPP,
     NEVER_SAID,
+    ONE_OF_SEVERAL,
     OWN_HEAD,
     PREFIX,
     SEVERAL,
@@ -28,6 +29,7 @@ from ptlit.card_texts import (
 )
 from ptlit.data import LabelWords
 from ptlit.data.templates import Template
+from ptlit.ensemble import size_of
 from ptlit.front import Front
 from ptlit.lm import FrozenLM
 from ptlit.prompt import SoftPrompt
@@ -76,6 +78,7 @@ def adapter_card(
         base_model=front.lm.name,
         unchanged="is unchanged" if lora is None else f"has a LoRA, in `{lora}`",
         data=f"{unplaced(cfg.data.get('path'))}{named}",
+        ensemble=ONE_OF_SEVERAL.format(count=count) if (count := size_of(cfg)) > 1 else "",
         metrics=metrics_table(metrics),
         use=adapter_use(front, template, label_words, lora),
         settings=table(("setting", "value"), [(key, f"`{value}`") for key, value in settings(cfg)]),
@@ -204,6 +207,8 @@ def settings(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
     for part in SHAPING:
         yield from flat(part, options_of(cfg[part]) if cfg.get(part) else {})
     yield "seed", cfg.get("seed")
+    if (count := size_of(cfg)) > 1:
+        yield "ensemble", count
 
 
 def flat(place: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -27,7 +27,8 @@ HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 WORDS = {"optim": {"lr": Literal["auto"]}}  # a word that ptlit itself puts a value in the place of
 
-NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {  # that stand at the root
+WHOLE_NUMBERS = {"seed": 0, "ensemble": 1}  # that stand at the root, and how small they may be
+NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {  # the others there
     "kl_weight": (lambda value: 0 <= value < math.inf, "a number, 0 or more"),
     "drop_virtual_tokens": (lambda value: 0 <= value < 1, "a number from 0 up to, not including, 1"),
 }
@@ -74,9 +75,10 @@ def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
     for box in BOXES:
         for name, node in (tree.get(box) or {}).items():
             mistakes += node_mistakes(f"{box}.{name}", node) if node is not None else []
-    seed = tree.get("seed", 0)
-    if seed != MISSING and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
-        mistakes.append(f"seed={shown(seed)} must be a whole number, 0 or more.")
+    for key, least in WHOLE_NUMBERS.items():
+        value = tree.get(key, least)
+        if value != MISSING and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            mistakes.append(f"{key}={shown(value)} must be a whole number, {least} or more.")
     for key, (right, kind) in NUMBERS.items():
         value = tree.get(key, 0.0)
         number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -75,7 +75,7 @@ def evaluate(
         raise UserMistake(f"{about_files[0]} is about a file of your own: give input=... too.")
     done = []
     for path in run_paths(run):
-        opened = open_run(path, checkpoint, lm, trust_code)
+        opened = open_run(path, checkpoint, lm, trust_code, averages=True)
         data: ClassificationData = read_data(opened, file, changes)
         accelerator = judging_accelerator(opened.cfg, device)
         title = file.name if file is not None else split or "test"
@@ -119,7 +119,7 @@ def read_data(run: Run, file: Path | None, changes: Mapping[str, Any]) -> Classi
 
 def judge(run: Run, data: ClassificationData, split: str | None, accelerator: str, folder: Path) -> Metrics:
     """As training does it, into `folder`."""
-    module = SoftPromptModule(run.prompted_lm, label_words=run.label_words)
+    module = SoftPromptModule(run.prompted_lm, label_words=run.label_words, others=run.others)
     answers = Answers()
     judge = build_judge(
         accelerator,

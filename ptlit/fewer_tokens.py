@@ -21,9 +21,7 @@ class FewerTokens:
 
     def __init__(self, whole: PromptedLM, stays: Tensor):
         assert whole.prompt is not None
-        count = int(stays.sum())
-        some = some_of(whole.prompt, stays, whole.lm.shape)
-        self.part = PromptedLM(whole.lm, some, count if whole.in_rows else 0, whole.front.leading)
+        self.part = whole.with_prompt(some_of(whole.prompt, stays, whole.lm.shape))
         self.stays = stays
         self.numbers = -stays.long().cumsum(0)  # of those that stay: their ids in the rows of `part`
 

@@ -4,17 +4,18 @@ Zhao et al. (2021), "Calibrate Before Use".
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ptlit.data import LabelWords
-from ptlit.prefix import Prefix
+from ptlit.ensemble import Ensemble
 from ptlit.prompted_lm import PromptedLM
 
 
-def leaning(prompted_lm: PromptedLM, words: LabelWords, prefix: Prefix | None = None) -> Tensor:
+def leaning(prompted_lm: PromptedLM | Ensemble, words: LabelWords, prefix: Any = None) -> Tensor:
     """Log of the mean probability of each label after texts that say nothing, (C,); 0 without such texts."""
     device, rows = prompted_lm.lm.device, words.content_free
     if not rows:

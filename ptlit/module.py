@@ -1,7 +1,7 @@
 """How a prompted LM is trained and judged: the LightningModule. Its state_dict is what is trained alone."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -10,12 +10,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ptlit.data import Batch, LabelWords
+from ptlit.ensemble import Ensemble
 from ptlit.fewer_tokens import FewerTokens
 from ptlit.leaning import leaning
 from ptlit.loss import Loss, learned_positions, learned_token_loss, means_of_rows
 from ptlit.metrics import LabelMetrics, TextMetrics
 from ptlit.mistake import UserMistake
 from ptlit.prefix import Prefix
+from ptlit.prompt import SoftPrompt
 from ptlit.prompted_lm import PromptedLM
 from ptlit.reference import Reference
 
@@ -29,6 +31,9 @@ class SoftPromptModule(L.LightningModule):
     counts. `kl_weight` times the divergence from the untrained LM is added: it limits what the LM forgets,
     and costs a second pass unless it is 0; that from a `teacher` is added likewise. A training step leaves
     out every virtual token at the rate `drop_virtual_tokens`.
+
+    The `others` are prompts in the same place that learn from the same rows, each as it would alone; labels
+    are scored by the mean of what all of them say.
     """
 
     def __init__(
@@ -42,9 +47,11 @@ class SoftPromptModule(L.LightningModule):
         class_weights: Sequence[float] | None = None,
         drop_virtual_tokens: float = 0.0,
         teacher: Reference | None = None,
+        others: Sequence[SoftPrompt] = (),
     ):
         super().__init__()
         self.prompted_lm = prompted_lm
+        self.others = nn.ModuleList(others)
         self.make_optimizer = optimizer
         self.make_schedule = schedule
         self.label_words = label_words
@@ -64,7 +71,7 @@ class SoftPromptModule(L.LightningModule):
         weights = torch.tensor(class_weights) if class_weights is not None else None
         self.register_buffer("class_weights", weights, persistent=False)
         self.split_metrics = nn.ModuleDict({"val_": self._new_metrics(), "test_": self._new_metrics()})
-        self._prefix: Prefix | None = None  # both are known while the prompt does not change
+        self._prefix: Any = None  # both are known while the prompt does not change
         self._leans: Tensor | None = None
         self._rates_then: list[float] | None = None  # those of the checkpoint that a run goes on from
         # DDP neither broadcasts nor reduces what every rank has loaded for itself.
@@ -74,19 +81,38 @@ class SoftPromptModule(L.LightningModule):
             if name.startswith("prompted_lm.lm.") and not value.requires_grad
         ]
 
+    @property
+    def members(self) -> list[PromptedLM]:
+        """The LM behind each of the prompts."""
+        return [self.prompted_lm, *map(self.prompted_lm.with_prompt, self.prompts[1:])]
+
+    @property
+    def prompts(self) -> list[SoftPrompt]:
+        assert self.prompted_lm.prompt is not None, "nothing is trained"
+        return [self.prompted_lm.prompt, *cast(Iterable[SoftPrompt], self.others)]
+
+    @property
+    def answering(self) -> PromptedLM | Ensemble:
+        """What labels are scored by."""
+        return Ensemble(self.members) if self.others else self.prompted_lm
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         rate = self.drop_virtual_tokens
-        losses = self.losses(batch, FewerTokens.by_chance(self.prompted_lm, rate) if rate else None)
-        total = losses.pop("total")
-        for name, loss in losses.items():
-            self.log(f"train/{name}", loss, prog_bar=name == "loss", batch_size=len(batch["labels"]))
+        each = [
+            self.losses(batch, FewerTokens.by_chance(member, rate) if rate else member)
+            for member in self.members
+        ]
+        total = torch.stack([losses.pop("total") for losses in each]).sum()  # each moves as it would alone
+        for name in each[0]:
+            mean = torch.stack([losses[name] for losses in each]).mean()
+            self.log(f"train/{name}", mean, prog_bar=name == "loss", batch_size=len(batch["labels"]))
         return total
 
-    def losses(self, batch: Batch, fewer: FewerTokens | None = None) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, prompted_lm: PromptedLM | FewerTokens | None = None) -> dict[str, Tensor]:
         """The `loss` of the learned tokens as validation has it, what else counts, and what is minimised, the
-        `total`; behind `fewer` virtual tokens, or all of them.
+        `total`; of the first prompt, unless another is given or some of its virtual tokens.
         """
-        prompted_lm = fewer or self.prompted_lm
+        prompted_lm = prompted_lm or self.prompted_lm
         keep, targets = learned_positions(batch["labels"])
         prefix = prompted_lm.prefix() if self._labels_are_read_apart else None
         logits = prompted_lm(batch["input_ids"], batch["attention_mask"], keep, prefix)  # (N, V)
@@ -145,10 +171,10 @@ class SoftPromptModule(L.LightningModule):
 
     def scores(self, batch: Batch) -> Tensor:
         """What decides for a label, (B, C): how likely each is, less the LM's own leaning if known."""
-        return self._likelihoods(batch, self.prompted_lm, self._shared_prefix()) - self._leaning()
+        return self._likelihoods(batch, self.answering, self._shared_prefix()) - self._leaning()
 
     def _likelihoods(
-        self, batch: Batch, prompted_lm: PromptedLM | FewerTokens, prefix: Prefix | None
+        self, batch: Batch, prompted_lm: PromptedLM | FewerTokens | Ensemble, prefix: Any
     ) -> Tensor:
         """Log-probability of every label after the text of each row, (B, C)."""
         text = batch["attention_mask"] * (batch["labels"] == -100)  # (B, T): all but the learned end
@@ -161,7 +187,7 @@ class SoftPromptModule(L.LightningModule):
     def _leaning(self) -> Tensor:
         if self._leans is None:
             assert self.label_words is not None
-            self._leans = leaning(self.prompted_lm, self.label_words, self._shared_prefix())
+            self._leans = leaning(self.answering, self.label_words, self._shared_prefix())
         return self._leans
 
     def _judge(self, batch: Batch, split: str) -> dict[str, Tensor]:
@@ -173,17 +199,17 @@ class SoftPromptModule(L.LightningModule):
             )
             losses = metrics.update(logits, targets)
             return {"row": batch["row"], "loss": means_of_rows(losses, keep)}
-        likelihoods = self._likelihoods(batch, self.prompted_lm, self._shared_prefix())
+        likelihoods = self._likelihoods(batch, self.answering, self._shared_prefix())
         scores = likelihoods - self._leaning()
         lengths = torch.tensor([len(ids) for ids in self.label_words.firsts], device=scores.device)
         right = likelihoods.gather(1, batch["label"][:, None])[:, 0]  # (B,)
         metrics.update(scores, batch["label"], right, lengths[batch["label"]])
         return {"row": batch["row"], "scores": scores}
 
-    def _shared_prefix(self) -> Prefix | None:
+    def _shared_prefix(self) -> Any:
         """The prompt does not change while it is judged: one prefix serves the whole epoch."""
         if self._prefix is None:
-            self._prefix = self.prompted_lm.prefix()
+            self._prefix = self.answering.prefix()
         return self._prefix
 
     def _forget(self) -> None:
@@ -251,6 +277,19 @@ class SoftPromptModule(L.LightningModule):
             optimizer=optimizer, num_training_steps=int(self.trainer.estimated_stepping_batches)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Each of several prompts by its own norm: how steep one is does not slow down the others."""
+        if not self.others or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for prompt in self.prompts:
+            nn.utils.clip_grad_norm_(prompt.parameters(), gradient_clip_val)
 
     def metrics_of(self, split: str) -> Any:
         return self.split_metrics[f"{split}_"]  # a ModuleDict takes no key that is a method of its own

@@ -19,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -260,13 +260,12 @@ def key_mistake(override: Override, cfg: DictConfig, groups: Sequence[str]) -> s
 def choices_with(key: str, group: str) -> list[str]:
     """The files of a group that have the key, as they are chosen; those of experiments stand elsewhere."""
     name = key.removeprefix(f"{group}.")
-    files = [
-        file for file in sorted((conf_folder() / group).glob("*.yaml")) if "@package" not in file.read_text()
-    ]
-    return [f"{group}={file.stem}" for file in files if has_key(OmegaConf.load(file), name)]
+    files = sorted((conf_folder() / group).glob("*.yaml"))
+    own = [file for file in files if "@package" not in file.read_text(encoding="utf-8")]
+    return [f"{group}={file.stem}" for file in own if has_key(OmegaConf.load(file), name)]
 
 
-def has_key(cfg: DictConfig, key: str) -> bool:
+def has_key(cfg: DictConfig | ListConfig, key: str) -> bool:
     node: Any = cfg
     for part in key.replace("[", ".").replace("]", "").split("."):
         if OmegaConf.is_dict(node) and part in list(map(str, node.keys())):

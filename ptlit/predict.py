@@ -61,7 +61,7 @@ def predict(
             f"run names {len(folders)} runs, and nothing says which of them answers a row: give "
             f"run_column=<a column that holds {' or '.join(folders)}>."
         )
-    runs = open_runs(folders, checkpoint, lm, trust_code)
+    runs = open_runs(folders, checkpoint, lm, trust_code, averages=run_column is None)
     judge_with = accelerator(runs, device), precision(runs)
     words = {name: each.label_words for name, each in runs.items() if each.label_words is not None}
     module, labels = who_answers(runs, words, run_column)
@@ -117,7 +117,8 @@ def who_answers(
     """And the labels there are."""
     if run_column is None:
         ((name, run),) = runs.items()
-        return SoftPromptModule(run.prompted_lm, label_words=words[name]), words[name].names
+        alone = SoftPromptModule(run.prompted_lm, label_words=words[name], others=run.others)
+        return alone, words[name].names
     many = ManyPrompts({name: run.prompted_lm for name, run in runs.items()}, words)
     return AnswersOfMany(many), many.labels
 

@@ -57,6 +57,11 @@ class PromptedLM(nn.Module):
         self._copies = isinstance(prompt, EmbeddingPrompt) and not lm.shape.all_layers_attend
         self._takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
 
+    def with_prompt(self, prompt: SoftPrompt) -> "PromptedLM":
+        """Another prompt in the place of this one."""
+        slots = prompt.num_virtual_tokens if self.in_rows else 0
+        return PromptedLM(self.lm, prompt, slots, self.front.leading)
+
     def prefix(self) -> Prefix | None:
         """What the prompt is to this LM: computed once, it serves many batches. None where there is none."""
         if self.prompt is None or self.in_rows or self._copies:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +20,7 @@ from ptlit.config import find_target, node_mistakes
 from ptlit.data import ChatData, ChatTemplate, ClassificationData, LabelWords, Template
 from ptlit.data.classification import listening
 from ptlit.data.example import leading_tokens
+from ptlit.ensemble import size_of
 from ptlit.fingerprint import fingerprint
 from ptlit.lm import FrozenLM
 from ptlit.lora import Lora, with_lora
@@ -28,7 +30,11 @@ from ptlit.prompt import SoftPrompt
 from ptlit.prompted_lm import PromptedLM
 from ptlit.run_folder import RunFolder
 
-PROMPT, LM = "prompted_lm.prompt.", "prompted_lm.lm."  # how the names of a checkpoint's tensors begin
+PROMPT, OTHERS, LM = (
+    "prompted_lm.prompt.",
+    "others.",
+    "prompted_lm.lm.",
+)  # how the names of a checkpoint's tensors begin
 NEEDED = ("seed", "data.max_length", "data.eval_batch_size", "data.on_bad_row")
 NAMING_PATHS = (
     "model.name_or_path",
@@ -52,6 +58,7 @@ class Run:
     template: Template | None
     label_words: LabelWords | None
     max_length: int
+    others: Sequence[SoftPrompt] = ()  # of an ensemble
 
     @property
     def precision(self) -> Any:
@@ -64,24 +71,35 @@ def open_run(
     checkpoint: Literal["best", "last"] = "best",
     lm: str | FrozenLM | None = None,
     trust_code: bool = False,
+    averages: bool = False,
 ) -> Run:
     """`lm` says where the LM lies now, if not where it lay in training, or is that LM, without LoRA. A run
-    folder may come from a stranger: only with `trust_code` does it make code run that is not ptlit's.
+    folder may come from a stranger: only with `trust_code` does it make code run that is not ptlit's. Only
+    who `averages` what several prompts say is given an ensemble.
     """
     folder = RunFolder(Path(path))
     cfg = read_config(folder)
     check_parts(folder, cfg, trust_code)
+    if size_of(cfg) > 1 and not averages:
+        raise UserMistake(
+            f"run={path} is an ensemble of {size_of(cfg)} prompts, by which evaluate and predict answer, one "
+            f"run at a time. Here it takes one prompt: each has an adapter, such as {folder.adapter}."
+        )
     state = read_checkpoint(folder, checkpoint)
     title = f"{folder.root} ({checkpoint}.ckpt)"
     frozen = open_lm(folder, cfg, lm)
     check_base_model(folder, frozen)
     load_lora(frozen, tensors_of(state, LM), title)
     prompt = load_prompt(cfg, frozen, tensors_of(state, PROMPT), title)
+    others = [
+        load_prompt(cfg, frozen, tensors_of(state, f"{OTHERS}{place}."), title).to(frozen.device).eval()
+        for place in range(size_of(cfg) - 1)
+    ]
     template, label_words = reading(folder, cfg, frozen)
     slots = template.slots if template is not None else 0
     prompted_lm = PromptedLM(frozen, prompt, slots, leading(cfg, frozen, template))
     prompted_lm = prompted_lm.to(frozen.device).eval()
-    return Run(folder, cfg, frozen, prompted_lm, template, label_words, cfg.data.max_length)
+    return Run(folder, cfg, frozen, prompted_lm, template, label_words, cfg.data.max_length, others)
 
 
 def completed(cfg: DictConfig, data: Any) -> DictConfig:

@@ -28,6 +28,10 @@ class RunFolder:
         self.inspection = root / "inspect.png"
         self.tensorboard = root / "tensorboard"
 
+    def adapters(self, count: int) -> list[Path]:
+        """One for each prompt of an ensemble."""
+        return [self.adapter, *(self.root / f"adapter_{number}" for number in range(2, count + 1))]
+
     def write_config(self, cfg: DictConfig) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, self.config)  # all but the run folder itself is resolved: the folder may be moved

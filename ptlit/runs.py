@@ -13,12 +13,16 @@ Runs = Mapping[str, Run]
 
 
 def open_runs(
-    folders: Mapping[str, Path], checkpoint: Literal["best", "last"], lm: str | None, trust_code: bool
+    folders: Mapping[str, Path],
+    checkpoint: Literal["best", "last"],
+    lm: str | None,
+    trust_code: bool,
+    averages: bool,
 ) -> dict[str, Run]:
-    """By the same names; all have learned labels."""
+    """By the same names; all have learned labels, and an ensemble is among them only for who `averages`."""
     for folder in folders.values():  # all are looked at before the first LM is loaded
         read_config(RunFolder(folder))
-    runs = {name: open_run(folder, checkpoint, lm, trust_code) for name, folder in folders.items()}
+    runs = {name: open_run(folder, checkpoint, lm, trust_code, averages) for name, folder in folders.items()}
     for name, run in runs.items():
         if run.template is None or run.label_words is None:
             raise UserMistake(f"run={folders[name]} has learned text: it has no labels to answer with.")

@@ -19,7 +19,7 @@ def parameter_counts(module: SoftPromptModule) -> dict[str, float]:
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return {
         "parameters/trainable": trainable,
-        "parameters/total": sum(p.numel() for p in module.prompted_lm.parameters()),
+        "parameters/total": sum(p.numel() for p in module.parameters()),
     }
 
 
@@ -85,7 +85,8 @@ def print_summary(training: Training, folder: RunFolder, metrics: Mapping[str, f
             f"{metrics['seconds/fit']:.0f} s of training, peak memory {metrics['memory/peak_mb']:,.0f} MB"
         )
     console.print(f"run folder   {from_here(folder.root)}")
-    console.print(f"PEFT adapter {from_here(folder.adapter)}")
+    adapters = folder.adapters(len(training.module.prompts))
+    console.print(f"PEFT adapter {', '.join(str(from_here(adapter)) for adapter in adapters)}")
     console.print(f"curves       {from_here(folder.curves)}")
     console.print(f"tensorboard --logdir {shlex.quote(str(from_here(folder.tensorboard)))}")
 

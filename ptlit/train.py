@@ -156,19 +156,20 @@ def baselines(training: Training) -> dict[str, float]:
 
 def finish(training: Training, cfg: DictConfig, folder: RunFolder, metrics: dict[str, float]) -> None:
     """Everything that the run leaves behind."""
-    prompt = training.module.prompted_lm.prompt
-    assert prompt is not None
     folder.write_metrics(metrics)
-    lm, front = training.lm, training.module.prompted_lm.front
-    write_adapter(folder.adapter, prompt, lm.shape, lm.name, lm.revision, front)
+    prompts, lm, front = training.module.prompts, training.lm, training.module.prompted_lm.front
+    adapters = folder.adapters(len(prompts))
+    for adapter, prompt in zip(adapters, prompts, strict=True):
+        write_adapter(adapter, prompt, lm.shape, lm.name, lm.revision, front)
     if training.lm.trained:
         write_lora(folder.lora, training.lm)
     data = training.data
     template = data.template if isinstance(data, ClassificationData) else None
     words = data.label_words if isinstance(data, ClassificationData) else None
     beside = f"../{folder.lora.name}" if lm.has_lora else None
-    card = adapter_card(prompt, front, template, words, completed(cfg, data), metrics, beside)
-    (folder.adapter / "README.md").write_text(card, encoding="utf-8")
+    card = adapter_card(prompts[0], front, template, words, completed(cfg, data), metrics, beside)
+    for adapter in adapters:
+        (adapter / "README.md").write_text(card, encoding="utf-8")
     title = str(HydraConfig.get().runtime.choices["experiment"])
     plot_curves(folder.curve_files(), folder.curves, metrics, title)
     log_settings(training, cfg, metrics)

@@ -84,6 +84,8 @@ def test_what_is_shipped_is_right(experiment: str) -> None:
             "drop_virtual_tokens=1.0",
             "drop_virtual_tokens=1.0 must be a number from 0 up to, not including, 1.",
         ),
+        ("ensemble=0", "ensemble=0 must be a whole number, 1 or more."),
+        ("ensemble=1.5", "ensemble=1.5 must be a whole number, 1 or more."),
         ("distill.run=nowhere", "distill.run=nowhere is no run folder: it has no config.yaml."),
         ("distill.weight=-1", "distill.weight=-1 must be 0 or more."),
         ("distill.temperature=0", "distill.temperature=0 must be above 0."),

@@ -56,6 +56,7 @@ class Validations(L.Callback):
         ("ptuning_lstm", 2, 10, {}, {}),
         ("prompt_tuning", 3, 10, {"by_length": False}, {}),  # validations amid accumulated gradients
         ("ptuning_mlp", 1, 10, {"drop_words": 0.3}, MORE_SIGNAL),
+        ("prefix_projection", 1, 10, {}, {"members": 2, "drop_virtual_tokens": 0.3}),
     ],
 )
 def test_killed_at_any_moment(
@@ -92,7 +93,7 @@ def test_killed_at_any_moment(
             "validations": validations.seen,
             "best": [value.tolist() for value in kept["state_dict"].values()],
             "validated": kept["validated"],
-            "prompt": module.prompted_lm.prompt.eval()().tolist(),
+            "prompts": [prompt.eval()().tolist() for prompt in module.prompts],
         }
 
     whole = run(tmp_path / "whole", Killed(str(tmp_path / "whole"), every_n_train_steps=5), seed=5)
@@ -103,4 +104,4 @@ def test_killed_at_any_moment(
         for series in ("losses", "validations"):
             count = len(rest[series])
             assert rest[series] == whole[series][len(whole[series]) - count :], (folder.name, series)
-        assert all(rest[name] == whole[name] for name in ("prompt", "best", "validated")), folder.name
+        assert all(rest[name] == whole[name] for name in ("prompts", "best", "validated")), folder.name

@@ -55,11 +55,14 @@ def module_of(
     data: ClassificationData,
     method: str = "prefix_tuning",
     lr: float = 0.02,
+    members: int = 1,
     **options: Any,
 ) -> SoftPromptModule:
     torch.manual_seed(3)
+    prompt, *others = (make_prompt(method, lm.shape, **CHANCE.get(method, {})) for _ in range(members))
     return SoftPromptModule(
-        PromptedLM(lm, make_prompt(method, lm.shape, **CHANCE.get(method, {}))),
+        PromptedLM(lm, prompt),
+        others=others,
         optimizer=functools.partial(torch.optim.AdamW, lr=lr),
         schedule=functools.partial(get_scheduler, name="cosine", num_warmup_steps=2),
         label_words=data.label_words,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ptlit.data import Batch
 from ptlit.module import SoftPromptModule
+from ptlit.prompt import SoftPrompt
 from ptlit.prompted_lm import PromptedLM
 
 WORSE_START = 1.1  # times the untrained LM's loss
@@ -156,9 +157,11 @@ def rate(trainer: L.Trainer) -> float:
 
 @torch.no_grad()
 def size(module: SoftPromptModule) -> float:
-    """Root mean square of what the prompt gives to the LM, without its dropout."""
-    prompt = module.prompted_lm.prompt
-    assert prompt is not None
+    """Root mean square of what the prompt gives to the LM, without its dropout; of several the largest."""
+    return max(map(root_mean_square, module.prompts))
+
+
+def root_mean_square(prompt: SoftPrompt) -> float:
     training = prompt.training
     prompt.eval()
     given = prompt().float().square().mean().sqrt().item()
