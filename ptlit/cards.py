@@ -27,6 +27,7 @@ from ptlit.card_texts import (
     USE,
     VLLM,
 )
+from ptlit.config import AT_THE_ROOT
 from ptlit.data import LabelWords
 from ptlit.data.templates import Template
 from ptlit.ensemble import size_of
@@ -44,7 +45,7 @@ ROWS = {  # of metrics.json, as a reader wants them
     "untrained LM, same template, test": "baseline/hard_prompt/",
     "always the most frequent class, test": "baseline/majority/",
 }
-SHAPING = ("lora", "prompt", "data", "optim", "schedule", "trainer")
+SHAPING = ("lora", "prompt", "data", "optim", "schedule", "loss", "trainer")
 COLUMNS = {"accuracy": "accuracy", "macro_f1": "macro F1", "loss": "loss", "perplexity": "perplexity"}
 
 
@@ -206,9 +207,8 @@ def settings(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
     """What was set, in full names; of the parts that shape the result."""
     for part in SHAPING:
         yield from flat(part, options_of(cfg[part]) if cfg.get(part) else {})
-    yield "seed", cfg.get("seed")
-    if (count := size_of(cfg)) > 1:
-        yield "ensemble", count
+    for key in AT_THE_ROOT:
+        yield from flat(key, cfg.get(key))
 
 
 def flat(place: str, value: Any) -> Iterator[tuple[str, Any]]:

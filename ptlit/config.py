@@ -33,6 +33,8 @@ NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {  # the others there
     "drop_virtual_tokens": (lambda value: 0 <= value < 1, "a number from 0 up to, not including, 1"),
 }
 
+AT_THE_ROOT = (*WHOLE_NUMBERS, *NUMBERS)
+
 RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.lr": (lambda value: 0 < value < math.inf, "must be above 0"),
     "schedule.num_warmup_steps": (lambda value: value >= 0, "must be 0 or more"),

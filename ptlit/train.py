@@ -19,7 +19,7 @@ from ptlit.callbacks.chat_report import ChatReport
 from ptlit.callbacks.test_report import TestReport
 from ptlit.cards import adapter_card
 from ptlit.command import command
-from ptlit.config import check
+from ptlit.config import AT_THE_ROOT, check
 from ptlit.curves import plot_curves
 from ptlit.data import ClassificationData
 from ptlit.fingerprint import fingerprint
@@ -184,7 +184,8 @@ def log_settings(training: Training, cfg: DictConfig, metrics: dict[str, float])
         if cfg.get(group)
         for key, value in options_of(cfg[group]).items()
         if isinstance(value, (int, float, str, bool)) and not key.startswith("_")
-    } | {"prompt.method": type(training.module.prompted_lm.prompt).__name__, "seed": cfg.seed}
+    } | {"prompt.method": type(training.module.prompted_lm.prompt).__name__}
+    settings |= {key: cfg[key] for key in AT_THE_ROOT}
     judged = "test" if cfg.test else "val"
     headline = [f"{judged}/{name}" for name in training.module.metrics_of(judged).headline]
     shown = [*headline, str(training.checkpoint.monitor)]

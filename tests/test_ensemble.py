@@ -107,7 +107,8 @@ def test_answers_are_the_mean_of_those_in_peft(place: Path, three: Path) -> None
             [bad, good], abs=1e-4
         )
     for adapter in ("adapter", "adapter_3"):
-        assert "one of 3 prompts" in (three / adapter / "README.md").read_text()
+        card = (three / adapter / "README.md").read_text()
+        assert "one of 3 prompts" in card and "| ensemble | `3` |" in card
 
 
 def test_it_is_judged_again_as_in_training(place: Path, three: Path) -> None:
