@@ -88,7 +88,7 @@ class PromptedLM(nn.Module):
     def _logits_behind(
         self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, prefix: Prefix | None
     ) -> Tensor:
-        lead = common_lead(input_ids, attention_mask, keep)
+        lead = common_lead(input_ids, attention_mask, keep) if self.lm.shape.all_layers_attend else 0
         if self.lm.packs:
             return self._packed_logits(input_ids, attention_mask, keep, lead, prefix)
         prefix = prefix if prefix is not None else self.prefix()

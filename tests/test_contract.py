@@ -231,3 +231,17 @@ def test_lms_that_keep_other_states_take_the_slow_route(architecture: str, metho
             logits = lm.model(inputs_embeds=torch.cat([virtual, lm.embed(read)], dim=1)).logits[0, -3:-1]
             expected = logits.log_softmax(-1)[[0, 1], [6, 7]].sum()
             torch.testing.assert_close(scores[row, 1], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", (*ARCHITECTURES, *WITHOUT_KEYS_AND_VALUES))
+def test_rows_that_begin_alike_are_read_by_the_lm_alone(architecture: str) -> None:
+    """As every template makes them; without a prompt, as each warning about one and every baseline does."""
+    lm = tiny_lm(architecture)
+    ids = torch.tensor([[7, 8, 9, 10, 11], [7, 8, 9, 12, 13]])
+    keep = torch.tensor([[False, False, False, True, True]] * 2)
+    untrained = PromptedLM(lm, None)
+    with torch.no_grad():
+        expected = torch.cat([lm.model(row[None]).logits[0, 3:] for row in ids])
+        torch.testing.assert_close(untrained(ids, torch.ones_like(ids), keep), expected, rtol=1e-4, atol=1e-4)
+        scores = untrained.label_scores(ids, torch.ones_like(ids), ((20,), (21,)))
+    torch.testing.assert_close(scores, expected[1::2].log_softmax(-1)[:, [20, 21]], rtol=1e-4, atol=1e-4)
