@@ -16,17 +16,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from ptlit.data import TextData
-from ptlit.ensemble import move_aside, size_of
+from ptlit.ensemble import size_of
 from ptlit.lm import FrozenLM
 from ptlit.lora import with_lora
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
-from ptlit.peft_format import adapter_folder, read_adapter, read_config
+from ptlit.peft_format import adapter_folders, read_adapter, read_config
 from ptlit.prompt import SoftPrompt
 from ptlit.prompt.init import COMMON, FROM_DATA, STARTS, Task, start_prompt
 from ptlit.prompted_lm import PromptedLM
 
 TEXTS_TRIED = 4  # by the start that is nearest to no prompt
+ASIDE = 0.5  # of how its words spread: how far from the start the other prompts of an ensemble have theirs
 
 
 @dataclass
@@ -129,11 +130,11 @@ def options_of(node: DictConfig) -> dict[str, Any]:
 
 
 def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftPromptModule:
-    check_ensemble(size_of(cfg), lm, data)
-    prompts = [build_prompt(cfg, lm, data) for _ in range(size_of(cfg))]
-    for prompt in prompts[1:]:
-        move_aside(prompt)
+    options = options_of(cfg.prompt)
+    start = options.pop("init", None) or {}
+    prompts: list[SoftPrompt] = [make(options, shape=lm.shape) for _ in range(size_of(cfg))]
     prompted_lm = PromptedLM(lm, prompts[0], data.slots, data.leading)
+    put_at_start(prompts, prompted_lm, start, data)
     return SoftPromptModule(
         prompted_lm,
         optimizer=make(cfg.optim),
@@ -148,35 +149,28 @@ def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftProm
     )
 
 
-def build_prompt(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftPrompt:
-    """At its start."""
-    options = options_of(cfg.prompt)
-    start = options.pop("init", None) or {}
-    prompt: SoftPrompt = make(options, shape=lm.shape)
-    prompted_lm = PromptedLM(lm, prompt, data.slots, data.leading)
-    origin = start.get("from", "text")
+def put_at_start(
+    prompts: Sequence[SoftPrompt], prompted_lm: PromptedLM, start: dict[str, Any], data: TextData[Any]
+) -> None:
+    """Each at one of its own: prompts that start alike and learn from the same rows would stay alike."""
+    origin, lm = start.get("from", "text"), prompted_lm.lm
     if origin in STARTS:
         text = start.get("text") or data.instruction
         leading = len(prompted_lm.front.leading)
         task = task_of(data, leading) if origin in FROM_DATA else None  # to count a large file takes time
-        start_prompt(prompt, lm, from_=origin, text=text, task=task, behind=data.leading)
-    else:
-        folder = adapter_folder(Path(origin))
+        for place, prompt in enumerate(prompts):
+            aside = ASIDE if place else 0.0
+            start_prompt(prompt, lm, from_=origin, text=text, task=task, behind=data.leading, aside=aside)
+        return
+    folders = adapter_folders(Path(origin))
+    if len(folders) < len(prompts):
+        raise UserMistake(
+            f"ensemble={len(prompts)} needs as many starts, and prompt.init.from={origin} is {len(folders)}: "
+            "give another, such as prompt.init.from=text, or leave out the ensemble."
+        )
+    for prompt, folder in zip(prompts, folders, strict=False):
         said = [read_adapter(folder, prompt), *other_place(folder, prompted_lm)]
         print(" ".join(said), flush=True)
-    return prompt
-
-
-def check_ensemble(count: int, lm: FrozenLM, data: TextData[Any]) -> None:
-    if count > 1 and data.label_words is None:
-        raise UserMistake(
-            f"ensemble={count} averages what prompts say of labels, and here text is learned: leave it out."
-        )
-    if count > 1 and lm.trained:
-        raise UserMistake(
-            f"ensemble={count} trains each prompt as if it were alone, and lora=trained changes the LM that "
-            "they share: leave out one of them."
-        )
 
 
 def other_place(folder: Path, prompted_lm: PromptedLM) -> list[str]:

@@ -26,8 +26,8 @@ ptlit trains it further with `prompt.init.from=<this folder>`.
 {settings}
 """
 
-ONE_OF_SEVERAL = """ It is one of {count} prompts of a run, and the figures are
-those of all together: the probability of a label is the mean of what they give it."""
+ONE_OF_SEVERAL = """ This is one of {count} prompts of a run, and the
+figures are those of all together: the probability of a label is the mean of what they give it."""
 
 USE = """\
 In this folder, with `pip install peft transformers`{holds_bos}:

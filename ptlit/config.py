@@ -73,7 +73,8 @@ def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
             found = node_mistakes(part, tree.get(part)) + rule_mistakes(part, tree.get(part))
             mistakes += found + trial_mistakes(part, tree.get(part), found)
     mistakes += slot_mistakes(tree.get("data"), tree.get("prompt"))
-    mistakes += label_mistakes(tree.get("data"), tree.get("prompt"), tree.get("loss"))
+    mistakes += label_mistakes(tree.get("data"), tree.get("prompt"), tree.get("loss"), tree.get("ensemble"))
+    mistakes += lora_mistakes(tree.get("lora"), tree.get("ensemble"))
     for box in BOXES:
         for name, node in (tree.get(box) or {}).items():
             mistakes += node_mistakes(f"{box}.{name}", node) if node is not None else []
@@ -194,7 +195,7 @@ def start_mistakes(init: Any, method: Any = None, count: Any = None) -> list[str
     return mistakes
 
 
-def label_mistakes(data: Any, prompt: Any, loss: Any) -> list[str]:
+def label_mistakes(data: Any, prompt: Any, loss: Any, ensemble: Any) -> list[str]:
     """Labels are asked for where rows have none."""
     from ptlit.data import ChatData
 
@@ -210,7 +211,28 @@ def label_mistakes(data: Any, prompt: Any, loss: Any) -> list[str]:
     weight = loss.get("label_weight") if isinstance(loss, dict) else None
     if isinstance(weight, int | float) and weight > 0:
         mistakes.append(f"loss.label_weight={weight} ranks labels, and dialogues have none: leave it out.")
+    if is_several(ensemble):
+        mistakes.append(
+            f"ensemble={ensemble} averages what prompts say of labels, and dialogues have none: leave it out."
+        )
     return mistakes
+
+
+def lora_mistakes(lora: Any, ensemble: Any) -> list[str]:
+    """Prompts that learn each for itself, on one LM that learns too."""
+    from ptlit.lora import TrainedLora
+
+    trained = isinstance(lora, dict) and find_target("lora", str(lora.get("_target_")))[0] is TrainedLora
+    if not trained or not is_several(ensemble):
+        return []
+    return [
+        f"ensemble={ensemble} trains each prompt as if it were alone, and lora=trained changes the LM that "
+        "they share: leave out one of them."
+    ]
+
+
+def is_several(ensemble: Any) -> bool:
+    return isinstance(ensemble, int) and not isinstance(ensemble, bool) and ensemble > 1
 
 
 def adapter_mistakes(start: str, method: Any, count: Any) -> list[str]:

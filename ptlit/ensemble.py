@@ -1,6 +1,6 @@
 """Several prompts on one LM that answer together: the probability of a label is the mean of theirs.
 
-Lester et al. (2021), "The Power of Scale for Parameter-Efficient Prompt Tuning", section 6.
+Lester et al. (2021), "The Power of Scale for Parameter-Efficient Prompt Tuning", let theirs vote.
 """
 
 import math
@@ -10,11 +10,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from ptlit.mistake import UserMistake
 from ptlit.prefix import Prefix
-from ptlit.prompt import SoftPrompt
 from ptlit.prompted_lm import PromptedLM
-
-ASIDE = 0.5  # of how widely a start spreads
 
 
 class Ensemble:
@@ -45,18 +43,7 @@ class Ensemble:
 
 def size_of(cfg: DictConfig) -> int:
     """How many prompts a run has; earlier ones knew of no other number."""
-    return int(OmegaConf.select(cfg, "ensemble", default=1))
-
-
-@torch.no_grad()
-def move_aside(prompt: SoftPrompt) -> None:
-    """To a start of its own, beside the one that it has: prompts that start alike and read the same rows
-    would stay alike.
-    """
-    training = prompt.training
-    given = prompt.eval()()  # (P, H), or (L, 2, P, K, D)
-    apart = tuple(range(given.ndim))[-3:]  # keys and values of each layer spread as they do
-    width = given.std(apart, keepdim=True)
-    drawn = torch.randn(given.shape).to(given.device)  # on the CPU: the same on every device
-    prompt.start_at(given + ASIDE * width * drawn)
-    prompt.train(training)
+    said = OmegaConf.select(cfg, "ensemble", default=1)
+    if not isinstance(said, int) or said < 1:
+        raise UserMistake(f"ensemble={said} must be a whole number, 1 or more.")
+    return said

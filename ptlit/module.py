@@ -1,5 +1,6 @@
 """How a prompted LM is trained and judged: the LightningModule. Its state_dict is what is trained alone."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -67,6 +68,8 @@ class SoftPromptModule(L.LightningModule):
                 f"drop_virtual_tokens={drop_virtual_tokens} must be a number from 0 up to, not including, 1."
             )
         self.drop_virtual_tokens = drop_virtual_tokens
+        if self.others and label_words is None:
+            raise UserMistake("Several prompts are averaged in what they say of labels, and there are none.")
         self.class_weights: Tensor | None
         weights = torch.tensor(class_weights) if class_weights is not None else None
         self.register_buffer("class_weights", weights, persistent=False)
@@ -288,6 +291,7 @@ class SoftPromptModule(L.LightningModule):
         if not self.others or not gradient_clip_val or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
+        self.trainer.precision_plugin.clip_gradients(optimizer, math.inf)  # clips nothing, but may refuse
         for prompt in self.prompts:
             nn.utils.clip_grad_norm_(prompt.parameters(), gradient_clip_val)
 

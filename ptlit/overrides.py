@@ -247,7 +247,7 @@ def key_mistake(override: Override, cfg: DictConfig, groups: Sequence[str]) -> s
     group = key.partition(".")[0]
     chosen = cfg.hydra.runtime.choices.get(group)
     where = f" ({group}={chosen})" if chosen else ""
-    if place and (others := choices_with(key, group)):
+    if place and name != "defaults" and (others := choices_with(key, group)):
         return f"{key} is not a key of this config{where}: {' and '.join(others)} would have it."
     every = list(dotted(cfg, hydra=key.startswith("hydra")))
     near = [each for each in every if each.rpartition(".")[2] == name][:1] or get_close_matches(
@@ -290,7 +290,7 @@ def dotted(node: Any, path: str = "", hydra: bool = False) -> Iterator[str]:
     if not OmegaConf.is_dict(node) or node._is_none() or node._is_missing() or node._is_interpolation():
         return
     for key in map(str, node.keys()):
-        if key[0] != "_" and (path or hydra == (key == "hydra")):
+        if not key.startswith("_") and (path or hydra == (key == "hydra")):
             yield f"{path}{key}"
             yield from dotted(node._get_node(key), f"{path}{key}.")
 

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,15 @@ def adapter_folder(folder: Path) -> Path:
     """That of a run, or the folder itself."""
     inside = folder / "adapter"
     return inside if (inside / CONFIG).is_file() and not (folder / CONFIG).is_file() else folder
+
+
+def adapter_folders(folder: Path) -> list[Path]:
+    """Those of a run, which may be an ensemble, or the folder itself."""
+    first = adapter_folder(folder)
+    others = (first.with_name(f"{first.name}_{number}") for number in count(2))
+    return (
+        [first, *takewhile(lambda other: (other / CONFIG).is_file(), others)] if first != folder else [first]
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -22,12 +22,16 @@ class Reference:
     temperature: float = 1.0
     _prefix: Prefix | None = field(default=None, init=False)
     _is_ready: bool = field(default=False, init=False)
+    _batch: Batch | None = field(default=None, init=False)  # that was read last
+    _logits: Tensor = field(default_factory=lambda: torch.empty(0), init=False)  # what was said of it
 
     def divergence(self, logits: Tensor, batch: Batch, keep: Tensor) -> Tensor:
         """Of `logits` (N, V), predicted where `keep` (B, T) is True. Hinton et al. (2015), "Distilling the
         Knowledge in a Neural Network": the square makes up for gradients that shrink with temperature.
         """
-        own, softness = self.logits(batch, keep), self.temperature
+        if self._batch is not batch:  # several prompts may learn from it
+            self._batch, self._logits = batch, self.logits(batch, keep)
+        own, softness = self._logits, self.temperature
         return softness**2 * divergence(logits.float() / softness, own.float() / softness)
 
     @torch.no_grad()

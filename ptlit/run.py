@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,6 +25,7 @@ from ptlit.fingerprint import fingerprint
 from ptlit.lm import FrozenLM
 from ptlit.lora import Lora, with_lora
 from ptlit.mistake import UserMistake
+from ptlit.module import SoftPromptModule
 from ptlit.peft_format import check_tensors
 from ptlit.prompt import SoftPrompt
 from ptlit.prompted_lm import PromptedLM
@@ -82,11 +83,12 @@ def open_run(
     check_parts(folder, cfg, trust_code)
     if size_of(cfg) > 1 and not averages:
         raise UserMistake(
-            f"run={path} is an ensemble of {size_of(cfg)} prompts, by which evaluate and predict answer, one "
-            f"run at a time. Here it takes one prompt: each has an adapter, such as {folder.adapter}."
+            f"{path} is an ensemble of {size_of(cfg)} prompts: evaluate and predict answer with all of them, "
+            f"one run at a time, and export takes one of them, as run={folder.adapter}; nothing else does."
         )
     state = read_checkpoint(folder, checkpoint)
     title = f"{folder.root} ({checkpoint}.ckpt)"
+    check_size(folder, cfg, state)
     frozen = open_lm(folder, cfg, lm)
     check_base_model(folder, frozen)
     load_lora(frozen, tensors_of(state, LM), title)
@@ -100,6 +102,22 @@ def open_run(
     prompted_lm = PromptedLM(frozen, prompt, slots, leading(cfg, frozen, template))
     prompted_lm = prompted_lm.to(frozen.device).eval()
     return Run(folder, cfg, frozen, prompted_lm, template, label_words, cfg.data.max_length, others)
+
+
+def check_size(folder: RunFolder, cfg: DictConfig, state: Mapping[str, Tensor]) -> None:
+    held = 1 + len({name.split(".")[1] for name in state if name.startswith(OTHERS)})
+    if held != size_of(cfg):
+        raise UserMistake(
+            f"{folder.config} says ensemble={size_of(cfg)} and its checkpoint holds {held} prompts: write "
+            f"ensemble: {held} there."
+        )
+
+
+def check_going_on(folder: RunFolder, module: SoftPromptModule) -> None:
+    """Before anything of the run that is to be resumed is written anew."""
+    state = read_checkpoint(folder, "last")
+    unsaid = {name: each for name, each in module.state_dict().items() if name.endswith(".scale.value")}
+    check_tensors(f"resume={folder.root}", module, unsaid | state)
 
 
 def completed(cfg: DictConfig, data: Any) -> DictConfig:

@@ -7,10 +7,11 @@ from typing import Any
 
 from ptlit.build import check_room, options_of
 from ptlit.data import ChatData, ClassificationData, TextData
+from ptlit.ensemble import size_of
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
 from ptlit.reference import Reference
-from ptlit.run import Run, open_run
+from ptlit.run import Run, open_run, read_config
 from ptlit.run_folder import RunFolder
 
 
@@ -28,6 +29,11 @@ class Teacher:
     def __post_init__(self) -> None:
         if self.run is not None and not RunFolder(Path(self.run).expanduser()).config.is_file():
             raise UserMistake(f"distill.run={self.run} is no run folder: it has no config.yaml.")
+        if (
+            self.run is not None
+            and (count := size_of(read_config(RunFolder(Path(self.run).expanduser())))) > 1
+        ):
+            raise UserMistake(f"distill.run={self.run} is an ensemble of {count}: a teacher is one prompt.")
         if not 0 <= self.weight < math.inf:
             raise UserMistake(f"distill.weight={self.weight} must be 0 or more.")
         if not 0 < self.temperature < math.inf:

@@ -30,7 +30,7 @@ from ptlit.mistake import UserMistake
 from ptlit.peft_format import write_adapter
 from ptlit.quiet import quiet
 from ptlit.report import write_report
-from ptlit.run import check_base_model, completed, lora_fingerprint, read_config
+from ptlit.run import check_base_model, check_going_on, completed, lora_fingerprint, read_config
 from ptlit.run_folder import RunFolder
 from ptlit.slurm import requeued_before_the_end
 from ptlit.spawned import mistakes_of_processes
@@ -68,6 +68,7 @@ def leave_what_opening_needs(folder: RunFolder, cfg: DictConfig, training: Train
     """What the run was given, what it found in its data, and which LM it learned before."""
     if cfg.resume is not None:
         check_base_model(RunFolder(Path(cfg.resume)), training.lm)
+        check_going_on(RunFolder(Path(cfg.resume)), training.module)
     folder.write_config(completed(cfg, training.data))
     lm = training.lm
     frozen_lora = lora_fingerprint(lm)

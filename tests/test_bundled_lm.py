@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from ptlit.build import ASIDE
 from ptlit.data import ClassificationData
 from ptlit.lm import FrozenLM, load_lm
 from ptlit.loss import learned_positions, learned_token_loss
@@ -62,6 +63,26 @@ def test_peft_gives_the_same_loss(
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         theirs = peft.eval()(**inputs).loss
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [PromptTuning, PrefixTuning])
+def test_a_start_beside_the_instruction_is_a_good_one(
+    lm: FrozenLM, data: ClassificationData, kind: type[SoftPrompt]
+) -> None:
+    """For the other prompts of an ensemble: nearer to the labels than the LM without any."""
+    batch = next(iter(data.train_dataloader()))
+    keep, targets = learned_positions(batch["labels"])
+
+    def loss(prompt: SoftPrompt | None) -> float:
+        with torch.no_grad():
+            logits = PromptedLM(lm, prompt)(batch["input_ids"], batch["attention_mask"], keep)
+        return learned_token_loss(logits, targets).item()
+
+    for seed in range(3):
+        torch.manual_seed(seed)
+        prompt = kind(lm.shape, 20)
+        start_prompt(prompt, lm, text=data.instruction, aside=ASIDE)
+        assert loss(prompt) < 0.9 * loss(None)
 
 
 def test_a_few_steps_learn_real_tweets(lm: FrozenLM, data: ClassificationData) -> None:

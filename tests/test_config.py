@@ -260,6 +260,10 @@ def test_questions_pass_untouched(flag: list[str]) -> None:
             "experiment.optim.lr is not a key of this config (experiment=ptuning_lstm): "
             "did you mean optim.lr?",
         ),
+        (
+            "data.defaults=3",
+            "data.defaults is not a key of this config (data=tweets): did you mean data.path?",
+        ),
         ("+seed=3", "+seed=3: seed is in the config already, so leave out the +."),
         (
             "trainer.deterministic=true",

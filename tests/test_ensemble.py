@@ -1,6 +1,7 @@
 """Prompts that learn side by side, against each alone; what they say together, against PEFT and a mean."""
 
 import csv
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,17 +10,18 @@ import torch
 from methods import METHODS, make_prompt
 from peft import PeftModel
 from runs import call, train_at
+from safetensors.torch import load_file
+from test_config import refusals
 from test_training import data_of, lm, module_of, moods, trainer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ptlit import chat, evaluate, export, predict
-from ptlit.build import check_ensemble
-from ptlit.ensemble import ASIDE, move_aside
+from ptlit import chat, evaluate, export, inspect, predict, train
+from ptlit.build import ASIDE
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
 from ptlit.prompt import SoftPrompt
-from ptlit.prompt.init import start_prompt
+from ptlit.prompt.init import start_prompt, text_ids
 
 __all__ = ["lm", "moods"]  # fixtures
 
@@ -124,28 +126,42 @@ def test_it_is_judged_again_as_in_training(place: Path, three: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_starts_beside_the_first(lm: FrozenLM, method: str) -> None:  # noqa: F811
-    """Half as far from it as it is wide, each layer's keys and values in their own width."""
-    torch.manual_seed(0)
-    prompt: SoftPrompt = make_prompt(method, lm.shape, num_virtual_tokens=30).eval()
-    start_prompt(prompt, lm, text="the task in some words")
-    start = prompt().detach()
-    move_aside(prompt)
-    moved = (prompt() - start).detach()
-    apart = tuple(range(start.ndim))[-3:]
-    torch.testing.assert_close(moved.std(apart), ASIDE * start.std(apart), rtol=0.1, atol=0.0)
-    assert not prompt.training
+    """Half as far from its words as these are wide; deep prompts have what the LM makes of such words."""
+    text, words = "the task in some words", lm.embed(text_ids(lm, "the task in some words", 30))
+
+    def started(method: str, aside: float) -> torch.Tensor:
+        prompt: SoftPrompt = make_prompt(method, lm.shape, num_virtual_tokens=30).eval()
+        torch.manual_seed(7)
+        start_prompt(prompt, lm, text=text, aside=aside)
+        return prompt().detach()
+
+    moved = started("prompt_tuning", ASIDE)
+    assert (moved - words).std().item() == pytest.approx(0.5 * words.std().item(), rel=0.1)
+    for aside, embeddings in ((0.0, words), (ASIDE, moved)):
+        found = started(method, aside)
+        if found.ndim == 2:
+            torch.testing.assert_close(found, embeddings, rtol=1e-4, atol=1e-5)
+            continue
+        read = lm.model(inputs_embeds=embeddings[None], use_cache=True).past_key_values
+        for layer, (keys, values) in zip(read.layers, found.transpose(2, 3), strict=True):
+            torch.testing.assert_close(keys, layer.keys[0], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(values, layer.values[0], rtol=1e-4, atol=1e-4)
 
 
 def test_who_needs_one_prompt_says_so(place: Path, three: Path, trained: Path) -> None:
     for main, *words in (
         (export.main, "run=three", "output=three_out"),
         (chat.main, "run=three"),
+        (inspect.main, "run=three"),
         (predict.main, "run=[three,run]", "run_column=label", "input=tweets.csv", "output=x.csv"),
     ):
-        assert "run=three is an ensemble of 3 prompts" in said_by(place, main, *words)
-    assert not (place / "three_out").exists()
+        assert "three is an ensemble of 3 prompts" in said_by(place, main, *words)
+    said = said_by(place, export.main, "run=three", "output=three_out")
+    assert "as run=three/adapter;" in said and not (place / "three_out").exists()
     call(place, export.main, "run=three/adapter_2", "output=three_out")
     assert (place / "three_out" / "README.md").is_file()
+    with pytest.raises(SystemExit, match="distill.run=three is an ensemble of 3: a teacher is one prompt"):
+        train_at(place, "pupil", "experiment=prompt_tuning", "distill.run=three")
 
 
 def said_by(place: Path, main: Callable[[], None], *words: str) -> str:
@@ -154,12 +170,52 @@ def said_by(place: Path, main: Callable[[], None], *words: str) -> str:
     return str(end.value)
 
 
-def test_what_cannot_be_averaged(lm: FrozenLM, moods: Path, place: Path) -> None:  # noqa: F811
-    data = data_of(lm, moods)
-    check_ensemble(2, lm, data)
-    data.label_words = None  # type: ignore[assignment]
-    with pytest.raises(UserMistake, match="ensemble=2 averages what prompts say of labels"):
-        check_ensemble(2, lm, data)
-    check_ensemble(1, lm, data)
-    with pytest.raises(SystemExit, match="lora=trained changes the LM that they share"):
-        train_at(place, "shared", "experiment=prompt_tuning", "ensemble=2", "lora=trained")
+def test_what_cannot_be_averaged(lm: FrozenLM, moods: Path) -> None:  # noqa: F811
+    assert refusals("experiment=chat_ptuning", "ensemble=2") == [
+        "ensemble=2 averages what prompts say of labels, and dialogues have none: leave it out."
+    ]
+    assert refusals("lora=trained", "ensemble=2") == [
+        "ensemble=2 trains each prompt as if it were alone, and lora=trained changes the LM that they share: "
+        "leave out one of them."
+    ]
+    module = module_of(lm, data_of(lm, moods), members=2)
+    with pytest.raises(UserMistake, match="averaged in what they say of labels, and there are none"):
+        SoftPromptModule(module.prompted_lm, others=module.prompts[1:])
+
+
+def test_another_training_goes_on_from_each(place: Path, three: Path, capfd: pytest.CaptureFixture) -> None:
+    options = ("experiment=prompt_tuning", "prompt.init.from=three", "optim.lr=1e-9")
+    on = train_at(place, "on", *options, "ensemble=2")
+    said = capfd.readouterr().out
+    assert "goes on from three/adapter (" in said and "goes on from three/adapter_2 (" in said
+    for adapter in ("adapter", "adapter_2"):
+        before, after = (load_file(run / adapter / "adapter_model.safetensors") for run in (three, on))
+        torch.testing.assert_close(after["prompt_embeddings"], before["prompt_embeddings"])
+    with pytest.raises(SystemExit, match="ensemble=4 needs as many starts, and prompt.init.from=three is 3"):
+        train_at(place, "four", *options, "ensemble=4")
+
+
+def test_a_run_is_resumed_with_as_many_prompts(place: Path, three: Path) -> None:
+    """Or is left as it was."""
+    shutil.copytree(three, place / "fewer")
+    kept = (place / "fewer" / "config.yaml").read_text()
+    for count, what in (
+        (2, "others.1.embedding.weight is unknown"),
+        (4, "others.2.embedding.weight is missing"),
+    ):
+        said = said_by(place, train.main, "resume=fewer", f"ensemble={count}", "trainer.max_steps=12")
+        assert said.startswith("resume=fewer does not fit") and what in said
+        assert (place / "fewer" / "config.yaml").read_text() == kept
+    (place / "fewer" / "config.yaml").write_text(kept.replace("ensemble: 3", "ensemble: 2"))
+    said = said_by(place, evaluate.main, "run=fewer")
+    assert "says ensemble=2 and its checkpoint holds 3 prompts: write ensemble: 3 there." in said
+    (place / "fewer" / "config.yaml").write_text(kept.replace("ensemble: 3", "ensemble: some"))
+    assert said_by(place, evaluate.main, "run=fewer") == "ensemble=some must be a whole number, 1 or more."
+
+
+def test_a_run_is_resumed_with_its_prompt(place: Path, trained: Path) -> None:
+    shutil.copytree(trained, place / "same")
+    kept = (place / "same" / "config.yaml").read_text()
+    words = ("resume=same", "prompt.num_virtual_tokens=5", "trainer.max_steps=40")
+    assert "is (6, " in said_by(place, train.main, *words)
+    assert (place / "same" / "config.yaml").read_text() == kept

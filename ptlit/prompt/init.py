@@ -40,10 +40,11 @@ def start_prompt(
     text: str | None = None,
     task: Task | None = None,
     behind: Sequence[int] = (),
+    aside: float = 0.0,
 ) -> None:
     """Put `prompt` at its start; the same seed of torch's, the same start. Keys and values are those that
     words have `behind` the tokens with which rows begin, and those of these come first: many LMs make little
-    of what they read without a BOS.
+    of what they read without a BOS. The words are moved `aside` by chance, as a share of how they spread.
     """
     if from_ not in STARTS:
         raise UserMistake(f"prompt.init.from={from_!r} is not a start: choose one of {', '.join(STARTS)}.")
@@ -53,12 +54,21 @@ def start_prompt(
     with torch.no_grad():
         if isinstance(prompt, EmbeddingPrompt):
             embeddings = start_embeddings(lm, from_, prompt.num_virtual_tokens, text, task)  # (P, H)
-            prompt.start_at(embeddings.float())
+            prompt.start_at(moved(embeddings, aside).float())
             return
         first = room_behind(behind, prompt.num_virtual_tokens) if from_ != "zero" else []  # tried as it is
         words = start_embeddings(lm, from_, prompt.num_virtual_tokens - len(first), text, task)
-        embeddings = torch.cat([lm.embed(torch.tensor(first, dtype=torch.long, device=lm.device)), words])
+        read = lm.embed(torch.tensor(first, dtype=torch.long, device=lm.device))
+        embeddings = torch.cat([read, moved(words, aside)])
         prompt.start_at(Prefix.from_embeddings(embeddings, lm.model).stacked().float())
+
+
+def moved(words: Tensor, aside: float) -> Tensor:
+    """Embeddings (P, H), each by its own way."""
+    if not aside:
+        return words
+    drawn = torch.randn(words.shape).to(words)  # on the CPU: the same on every device
+    return words + aside * words.std() * drawn
 
 
 def room_behind(behind: Sequence[int], count: int) -> list[int]:
