@@ -117,7 +117,10 @@ def check_going_on(folder: RunFolder, module: SoftPromptModule) -> None:
     """Before anything of the run that is to be resumed is written anew."""
     state = read_checkpoint(folder, "last")
     unsaid = {name: each for name, each in module.state_dict().items() if name.endswith(".scale.value")}
-    check_tensors(f"resume={folder.root}", module, unsaid | state)
+    try:
+        check_tensors(f"resume={folder.root}", module, unsaid | state)
+    except UserMistake as mistake:
+        raise UserMistake(f"{mistake} Leave out what changes the prompt, or begin another run.") from None
 
 
 def completed(cfg: DictConfig, data: Any) -> DictConfig:

@@ -217,5 +217,6 @@ def test_a_run_is_resumed_with_its_prompt(place: Path, trained: Path) -> None:
     shutil.copytree(trained, place / "same")
     kept = (place / "same" / "config.yaml").read_text()
     words = ("resume=same", "prompt.num_virtual_tokens=5", "trainer.max_steps=40")
-    assert "is (6, " in said_by(place, train.main, *words)
+    said = said_by(place, train.main, *words)
+    assert "is (6, " in said and said.endswith("Leave out what changes the prompt, or begin another run.")
     assert (place / "same" / "config.yaml").read_text() == kept
