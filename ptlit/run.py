@@ -31,11 +31,7 @@ from ptlit.prompt import SoftPrompt
 from ptlit.prompted_lm import PromptedLM
 from ptlit.run_folder import RunFolder
 
-PROMPT, OTHERS, LM = (
-    "prompted_lm.prompt.",
-    "others.",
-    "prompted_lm.lm.",
-)  # how the names of a checkpoint's tensors begin
+PROMPT, OTHERS, LM = "prompted_lm.prompt.", "others.", "prompted_lm.lm."  # a checkpoint's names begin so
 NEEDED = ("seed", "data.max_length", "data.eval_batch_size", "data.on_bad_row")
 NAMING_PATHS = (
     "model.name_or_path",
@@ -114,13 +110,17 @@ def check_size(folder: RunFolder, cfg: DictConfig, state: Mapping[str, Tensor]) 
 
 
 def check_going_on(folder: RunFolder, module: SoftPromptModule) -> None:
-    """Before anything of the run that is to be resumed is written anew."""
+    """Before anything of the run that is to be resumed is written anew; runs of before lack some tensors."""
     state = read_checkpoint(folder, "last")
-    unsaid = {name: each for name, each in module.state_dict().items() if name.endswith(".scale.value")}
     try:
-        check_tensors(f"resume={folder.root}", module, unsaid | state)
-    except UserMistake as mistake:
-        raise UserMistake(f"{mistake} Leave out what changes the prompt, or begin another run.") from None
+        module.load_state_dict(state)  # as the trainer is going to
+    except RuntimeError:
+        unsaid = {name: each for name, each in module.state_dict().items() if name.endswith(".scale.value")}
+        try:
+            check_tensors(f"resume={folder.root}", module, unsaid | state)
+        except UserMistake as mistake:
+            raise UserMistake(f"{mistake} Leave out what changes the prompt, or begin another run.") from None
+        raise
 
 
 def completed(cfg: DictConfig, data: Any) -> DictConfig:

@@ -220,3 +220,15 @@ def test_a_run_is_resumed_with_its_prompt(place: Path, trained: Path) -> None:
     said = said_by(place, train.main, *words)
     assert "is (6, " in said and said.endswith("Leave out what changes the prompt, or begin another run.")
     assert (place / "same" / "config.yaml").read_text() == kept
+
+
+def test_a_run_of_before_is_resumed(place: Path) -> None:
+    """It lacks what later versions save; P-tuning in its original form learns on without."""
+    words = ("experiment=ptuning_lstm", "prompt.residual=0")
+    last = train_at(place, "old", *words, "trainer.max_steps=5") / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    for name in ("moved.origin", "scale.value"):
+        del checkpoint["state_dict"][f"prompted_lm.prompt.{name}"]
+    torch.save(checkpoint, last)
+    call(place, train.main, "resume=old", "trainer.max_steps=7")
+    assert torch.load(last, weights_only=True)["global_step"] == 7
