@@ -1,12 +1,17 @@
-"""Chat templates of three families, as their tokenizers bring them, on the tokenizer of one token per byte.
+"""Dialogues, and chat templates of three families as their tokenizers bring them, on the tokenizer of one
+token per byte.
 
 Qwen's are shortened by what they say of tools; what they do with replies is theirs, line by line.
 """
 
 # ruff: noqa: E501 (lines of templates are as long as they are)
 
+import json
+
 from tiny import byte_tokenizer
 from transformers import PreTrainedTokenizerFast
+
+from ptlit.data import ChatData
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
@@ -100,3 +105,17 @@ def dialogue(turns: int, name: str = "", system: str | None = None) -> list[dict
         messages.append({"role": "user", "content": f"What is {name or 'it'} {i}?"})
         messages.append({"role": "assistant", "content": f"It is {name or 'that'} {i}."})
     return messages
+
+
+ROWS = [dialogue(1 + i % 3, f"no. {i}", "Be brief." if i % 2 else None) for i in range(40)]
+
+
+def data_of(path, tokenizer=None, **options):
+    data = ChatData(tokenizer=tokenizer or chat_tokenizer(), path=str(path), **options)
+    data.setup()
+    return data
+
+
+def write(file, rows, column="messages"):
+    file.write_text("".join(json.dumps({column: row}) + "\n" for row in rows), encoding="utf-8")
+    return file
