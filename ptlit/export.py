@@ -26,6 +26,7 @@ from ptlit.cards import (
 )
 from ptlit.command import command
 from ptlit.data.example import leading_tokens
+from ptlit.ensemble import size_of
 from ptlit.lm import FrozenLM, load_lm
 from ptlit.lora import write_lora
 from ptlit.mistake import UserMistake
@@ -35,6 +36,7 @@ from ptlit.prompt import SoftPrompt
 from ptlit.prompted_lm import PromptedLM
 from ptlit.quiet import quiet
 from ptlit.run import open_run
+from ptlit.run import read_config as read_run_config
 from ptlit.run_folder import RunFolder
 
 Format = Literal["checkpoint", "llama_cpp", "kv", "peft", "vllm"]
@@ -119,16 +121,30 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 
 def opened(path: Path, checkpoint: Literal["best", "last"], lm: str | None, trust_code: bool) -> Source:
-    if not RunFolder(path).config.is_file() and (path / CONFIG).is_file():
+    folder, place = run_of(path)
+    if not folder.config.is_file() and (path / CONFIG).is_file():
         return opened_adapter(path, lm)
-    run = open_run(path, checkpoint, lm, trust_code)
+    run = open_run(folder.root, checkpoint, lm, trust_code, averages=place is not None)
+    prompted_lm = run.prompted_lm.with_prompt(run.others[place - 1]) if place else run.prompted_lm
     if run.prompted_lm.in_rows:
         raise UserMistake(
             f"run={path} was trained with virtual tokens inside its template, and whoever reads an export "
             "puts them before the text: train it without {soft:...}."
         )
-    metrics = json.loads(run.folder.metrics.read_text()) if run.folder.metrics.is_file() else {}
-    return Source(run.lm, run.prompted_lm, run.template, run.label_words, metrics, run.cfg)
+    known = run.folder.metrics.is_file() and not run.others  # of an ensemble they are those of all together
+    metrics = json.loads(run.folder.metrics.read_text()) if known else {}
+    return Source(run.lm, prompted_lm, run.template, run.label_words, metrics, run.cfg)
+
+
+def run_of(path: Path) -> tuple[RunFolder, int | None]:
+    """An adapter that lies in its run is that run's prompt, the first or another one of an ensemble: the run
+    knows of a LoRA, and how texts are read.
+    """
+    run = RunFolder(path.absolute().parent)
+    inside = run.config.is_file() and run.best.is_file() and not RunFolder(path).config.is_file()
+    adapters = run.adapters(size_of(read_run_config(run))) if inside else []
+    place = next((place for place, each in enumerate(adapters) if each.name == path.name), None)
+    return (run, place) if place is not None else (RunFolder(path), None)
 
 
 def opened_adapter(folder: Path, lm: str | None) -> Source:

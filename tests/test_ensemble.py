@@ -3,10 +3,12 @@
 import csv
 import shutil
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from methods import METHODS, make_prompt
 from peft import PeftModel
 from runs import call, train_at
@@ -22,6 +24,7 @@ from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
 from ptlit.prompt import SoftPrompt
 from ptlit.prompt.init import start_prompt, text_ids
+from ptlit.run import open_run
 
 __all__ = ["lm", "moods"]  # fixtures
 
@@ -162,6 +165,40 @@ def test_who_needs_one_prompt_says_so(place: Path, three: Path, trained: Path) -
     assert (place / "three_out" / "README.md").is_file()
     with pytest.raises(SystemExit, match="distill.run=three is an ensemble of 3: a teacher is one prompt"):
         train_at(place, "pupil", "experiment=prompt_tuning", "distill.run=three")
+
+
+def test_an_adapter_in_its_run_is_exported_as_its_run_is(place: Path, capfd: pytest.CaptureFixture) -> None:
+    """With the LoRA that it was trained with; and not where virtual tokens stood inside the template."""
+    train_at(place, "both", "experiment=prompt_tuning", "lora=trained", "optim.lr=1.0")
+    words = ("lora=frozen", "lora.path=both/lora", "ensemble=2")
+    run = open_run(train_at(place, "worn", "experiment=prompt_tuning", *words), averages=True)
+    ids, mask = torch.tensor([[5, 9, 2, 40]]), torch.ones(1, 4, dtype=torch.long)
+    keep = mask.bool()
+    members = [run.prompted_lm, run.prompted_lm.with_prompt(run.others[0])]
+    for adapter, member in zip(("adapter", "adapter_2"), members, strict=True):
+        call(place, export.main, f"run=worn/{adapter}", f"output=baked_{adapter}")
+        baked = AutoModelForCausalLM.from_pretrained(place / f"baked_{adapter}")
+        first = baked.config.vocab_size - member.num_virtual_tokens
+        virtual = torch.arange(first, baked.config.vocab_size)[None]
+        logits = baked(torch.cat([virtual, ids], dim=1)).logits[0, member.num_virtual_tokens :, :first]
+        torch.testing.assert_close(logits, member(ids, mask, keep)[:, :first], rtol=1e-4, atol=1e-4)
+    said = said_by(place, export.main, "run=worn/adapter", "output=never", "format=kv")
+    assert "worn/adapter has a LoRA on its LM, which format=kv does not take along" in said
+    slots = "data.template={soft:4}{text}{soft:2}\\nMood:"
+    folder = train_at(place, "slots", "experiment=prompt_tuning", "ensemble=2", slots)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["template"].endswith("}\nMood:")
+    said = said_by(place, export.main, "run=slots/adapter_2", "output=never", "format=peft")
+    assert said.startswith("run=slots/adapter_2 was trained with virtual tokens inside its template")
+    assert not (place / "never").exists()
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_prompts_start_apart_from_what_says_nothing_too(place: Path, method: str) -> None:
+    """A row of padding may say least, and be all zeros."""
+    words = (f"experiment={method}", "prompt.init.from=zero", "ensemble=3", "trainer.max_steps=1")
+    run = open_run(train_at(place, f"silent_{method}", *words, "optim.lr=1e-9"), averages=True)
+    values = [run.prompted_lm.prompt(), *(other() for other in run.others)]
+    assert min((a - b).abs().mean() for a, b in combinations(values, 2)) > 1e-3
 
 
 def said_by(place: Path, main: Callable[[], None], *words: str) -> str:

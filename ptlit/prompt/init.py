@@ -16,6 +16,7 @@ from ptlit.mistake import UserMistake
 from ptlit.prefix import Prefix
 from ptlit.prompt.base import EmbeddingPrompt, SoftPrompt
 from ptlit.prompt.silence import silent_embeddings
+from ptlit.spreads import COMMON as USUAL_SPREAD
 
 STARTS = ("text", "labels", "vocabulary", "spread", "zero", "noise")
 FROM_DATA = ("labels", "vocabulary", "zero")  # those that need a Task
@@ -54,21 +55,22 @@ def start_prompt(
     with torch.no_grad():
         if isinstance(prompt, EmbeddingPrompt):
             embeddings = start_embeddings(lm, from_, prompt.num_virtual_tokens, text, task)  # (P, H)
-            prompt.start_at(moved(embeddings, aside).float())
+            prompt.start_at(moved(embeddings, aside, lm).float())
             return
         first = room_behind(behind, prompt.num_virtual_tokens) if from_ != "zero" else []  # tried as it is
         words = start_embeddings(lm, from_, prompt.num_virtual_tokens - len(first), text, task)
         read = lm.embed(torch.tensor(first, dtype=torch.long, device=lm.device))
-        embeddings = torch.cat([read, moved(words, aside)])
+        embeddings = torch.cat([read, moved(words, aside, lm)])
         prompt.start_at(Prefix.from_embeddings(embeddings, lm.model).stacked().float())
 
 
-def moved(words: Tensor, aside: float) -> Tensor:
-    """Embeddings (P, H), each by its own way."""
+def moved(words: Tensor, aside: float, lm: FrozenLM) -> Tensor:
+    """Embeddings (P, H), each by its own way; what says least may be all zeros, and takes the LM's spread."""
     if not aside:
         return words
+    spread = words.std().item() or USUAL_SPREAD * lm.shape.embedding_scale
     drawn = torch.randn(words.shape).to(words)  # on the CPU: the same on every device
-    return words + aside * words.std() * drawn
+    return words + aside * spread * drawn
 
 
 def room_behind(behind: Sequence[int], count: int) -> list[int]:
