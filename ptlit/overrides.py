@@ -30,6 +30,7 @@ from ptlit.search_space import is_search, judged_by, space_mistakes
 from ptlit.signature import guess
 
 PATHS = ("run", "resume", "input", "output", "lm")  # keys whose values are paths
+TEMPLATE = "data.template"
 LOCAL_LAUNCHERS = ("basic", "joblib")  # the others may send a job to a machine with other devices
 VALUES_TRIED = 100  # of one swept key
 PROBLEMS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
@@ -46,14 +47,20 @@ class Wish:
 
 
 def paths_quoted(argv: Sequence[str]) -> list[str]:
-    """Paths need none of Hydra's quotes, and run=a,b are two runs where that is not one that exists."""
+    """Paths and templates need none of Hydra's quotes; of a template, \\n is a new line. run=a,b are two runs
+    where that is not one that exists.
+    """
     return [path_quoted(word) for word in argv]
 
 
 def path_quoted(word: str) -> str:
     key, _, value = word.partition("=")
+    if key == TEMPLATE:
+        value = value.replace("\\n", "\n")
+        word = f"{key}={value}"
     as_hydra_has_it = "'\"[{" if key == "run" else "'\"["
-    if key not in (*PATHS, "text") or value in ("", "null") or value[0] in as_hydra_has_it:
+    is_left = value in ("", "null") or value[0] in as_hydra_has_it or value.startswith("choice(")
+    if key not in (*PATHS, "text", TEMPLATE) or is_left:
         return word
     several = key == "run" and "," in value and not Path(value).exists()
     quoted = ["'" + each.replace("'", "\\'") + "'" for each in (value.split(",") if several else [value])]
@@ -112,7 +119,9 @@ class CommandLine:
         try:
             override = self.parsed(line)
         except HydraException as problem:
-            reason, example = str(problem).splitlines()[1:2], "'data.template=\"Tweet: {text}\"'"
+            reason, quoted = str(problem).splitlines()[1:2], "'data.instruction=\"Good, or bad?\"'"
+            bare = '\'data.label_words={bad: " bad", good: " good"}\', names without quotes of their own'
+            example = bare if line.partition("=")[2].startswith("{") else quoted
             self.found.append(
                 f"{line!r} cannot be read ({''.join(reason)}): quote it as {example}."
                 if "=" in line

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
 from methods import METHODS, method_options
 from tiny import tiny_lm
 
 import ptlit.prompt
 from ptlit import overrides
+from ptlit.config import conf_folder
 from ptlit.lm import LMShape
-from ptlit.overrides import preflight
+from ptlit.overrides import paths_quoted, preflight
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,6 +56,30 @@ def test_command_passes_preflight(line: str, low_rank: str, monkeypatch: pytest.
     for file in re.findall(r"data\.(?:\w+_)?path=(\S+\.\w+)", line):
         Path(file).touch()
     preflight(["--config-dir", low_rank, *shlex.split(line.removeprefix(LEAD))])
+
+
+SETTINGS = [
+    setting
+    for setting in re.findall(
+        r"`((?:data|prompt|loss|optim|ensemble|drop_virtual_tokens)\b[^`\n]*=[^`\n]+)`", README
+    )
+    if "..." not in setting and "<" not in setting
+]
+
+
+@pytest.mark.parametrize("said", SETTINGS)
+def test_a_setting_in_the_text_is_taken_as_a_shell_passes_it_on(said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").touch()
+    tokens = sum(map(int, re.findall(r"{soft:(\d+)}", said))) or 20
+    words = ["data=classification", f"data.path={tmp_path}/mine.csv", f"prompt.num_virtual_tokens={tokens}"]
+    preflight(paths_quoted([*words, *shlex.split(said)]))
+
+
+def test_a_template_is_typed_as_readme_has_it() -> None:
+    (said,) = (setting for setting in SETTINGS if setting.startswith("data.template="))
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        cfg = compose("train", paths_quoted(shlex.split(said)))
+    assert cfg.data.template == "{soft:10}Review: {text}{soft:5}\nMood:"
 
 
 def test_readme_shows_commands() -> None:
