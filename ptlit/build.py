@@ -1,6 +1,7 @@
 """From config to objects: the only place that instantiates; live things are passed in plain sight."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -58,7 +59,7 @@ def build(cfg: DictConfig) -> Training:
     data.setup()
     module = build_module(cfg, lm, data)
     check_room(module.prompted_lm, data.max_length)
-    check_monitor(callbacks["checkpoint"], module)
+    check_monitors(callbacks, module)
     validate_once_at_least(trainer, len(data.train_dataloader()))
     return Training(lm, data, module, trainer, callbacks["checkpoint"])
 
@@ -103,15 +104,27 @@ def call(cfg: DictConfig) -> Any:
     return resolve_name(options.pop("_target_"))(**options)
 
 
-def validate_once_at_least(trainer: L.Trainer, batches_per_epoch: int) -> None:
+def validate_once_at_least(trainer: L.Trainer, batches: int) -> None:
     """A run shorter than the interval between validations is validated at its end."""
-    limits = [
-        trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps > 0 else 0,
-        trainer.max_epochs * batches_per_epoch if trainer.max_epochs and trainer.max_epochs > 0 else 0,
+    limit, interval = trainer.limit_train_batches, trainer.val_check_interval
+    batches = min(limit, batches) if isinstance(limit, int) else int(batches * limit)  # of an epoch
+    if not isinstance(interval, int) or not batches:
+        return
+    if trainer.check_val_every_n_epoch is not None:
+        if interval > batches:
+            raise UserMistake(
+                f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch: with "
+                "trainer.check_val_every_n_epoch give trainer.val_check_interval=1.0, which is once an epoch."
+            )
+        return
+    epochs, steps = divmod(trainer.max_steps, math.ceil(batches / trainer.accumulate_grad_batches))
+    lengths = [
+        epochs * batches + steps * trainer.accumulate_grad_batches if trainer.max_steps > 0 else 0,
+        trainer.max_epochs * batches if trainer.max_epochs and trainer.max_epochs > 0 else 0,
     ]
-    batches = min((limit for limit in limits if limit), default=0)
-    if isinstance(trainer.val_check_interval, int) and 0 < batches < trainer.val_check_interval:
-        trainer.val_check_interval = batches
+    length = min((each for each in lengths if each), default=0)
+    if 0 < length < interval:
+        trainer.val_check_interval = length
 
 
 def make(node: DictConfig | dict[str, Any], **live: Any) -> Any:
@@ -134,7 +147,8 @@ def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftProm
     start = options.pop("init", None) or {}
     prompts: list[SoftPrompt] = [make(options, shape=lm.shape) for _ in range(size_of(cfg))]
     prompted_lm = PromptedLM(lm, prompts[0], data.slots, data.leading)
-    put_at_start(prompts, prompted_lm, start, data)
+    if OmegaConf.select(cfg, "resume") is None:  # else it goes on, and what it began from may be gone
+        put_at_start(prompts, prompted_lm, start, data)
     return SoftPromptModule(
         prompted_lm,
         optimizer=make(cfg.optim),
@@ -199,13 +213,15 @@ def check_room(prompted_lm: PromptedLM, max_length: int) -> None:
         )
 
 
-def check_monitor(checkpoint: ModelCheckpoint, module: SoftPromptModule) -> None:
+def check_monitors(callbacks: Mapping[str, Any], module: SoftPromptModule) -> None:
     """Labels and replies are measured by different numbers; Lightning would object after the first steps."""
-    measured = [f"val/{name}" for name in module.metrics_of("val").headline]
-    monitor = checkpoint.monitor or ""
-    if monitor.startswith("val/") and not monitor.startswith("val/f1_") and monitor not in measured:
-        suited = "default" if module.label_words is not None else "chat"
-        raise UserMistake(
-            f"callbacks.checkpoint.monitor={monitor} is not measured on this data, only"
-            f" {', '.join(measured)}: give callbacks={suited}."
-        )
+    measured = [f"val/{name}" for name in module.metrics_of("val").names]
+    for name, callback in callbacks.items():
+        monitor, judges = getattr(callback, "monitor", None), name == "checkpoint"
+        if monitor not in measured and (judges or str(monitor).startswith("val/")):
+            suited = "default" if module.label_words is not None else "chat"
+            instead = f", or give callbacks={suited}" if judges else ""
+            raise UserMistake(
+                f"callbacks.{name}.monitor={monitor} is not measured on this data, only"
+                f" {', '.join(measured)}: choose one of these{instead}."
+            )

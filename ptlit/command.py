@@ -21,7 +21,7 @@ from ptlit.config import conf_folder
 from ptlit.kept_memory import keep_freed_memory
 from ptlit.mistake import UserMistake
 from ptlit.overrides import in_our_words, paths_quoted, preflight
-from ptlit.resume import resumed
+from ptlit.resume import forgotten_if_refused, resumed
 from ptlit.search import offer_search
 from ptlit.sweep_jobs import ENDED, ERROR_FILE, keep_score, score_kept
 
@@ -42,9 +42,10 @@ def command(config_name: str, run: Run) -> Callable[[], None]:
             sys.argv[1:] = resumed(paths_quoted(sys.argv[1:]))
             preflight(sys.argv[1:], config_name)
             offer_search()
-            hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
-            if job.failure is not None:
-                raise job.failure
+            with forgotten_if_refused(sys.argv[1:]):
+                hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
+                if job.failure is not None:
+                    raise job.failure
         except UserMistake as mistake:
             sys.exit(str(mistake))
         except (HydraException, OmegaConfBaseException) as problem:

@@ -40,6 +40,7 @@ RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "schedule.num_warmup_steps": (lambda value: value >= 0, "must be 0 or more"),
     "trainer.max_steps": (lambda value: value >= 1 or value == -1, "must be 1 or more, or -1 for no limit"),
     "trainer.accumulate_grad_batches": (lambda value: value >= 1, "must be 1 or more"),
+    "trainer.val_check_interval": (lambda value: value > 0, "must be above 0"),
     "trainer.gradient_clip_val": (lambda value: value >= 0, "must be 0 or more"),
 }
 
@@ -60,6 +61,8 @@ def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
     mistakes: list[str] = []
     nodes = {str(key): node for key, node in raw(cfg).items() if key != "hydra"}
     tree = {key: plain(cfg, key, node, mistakes) for key, node in nodes.items()}
+    if tree.get("resume") is not None and isinstance(tree.get("prompt"), dict):
+        tree["prompt"].pop("init", None)  # where a resumed run began is past, and may be gone
     known, chosen = root_keys(config_name)
     mistakes += [
         f"{key} is not a key of this config: {guess(key, known)}" for key in tree if key not in known
@@ -285,6 +288,10 @@ def rule_mistakes(part: str, node: Any) -> list[str]:
         value = node.get(path.removeprefix(f"{part}."))
         if isinstance(value, int | float) and not isinstance(value, bool) and not right(value):
             mistakes.append(f"{path}={value} {sentence}.")
+    if part == "trainer" and node.get("limit_test_batches") is not None:
+        mistakes.append(
+            "trainer.limit_test_batches: one Trainer trains and another tests: give data.test_limit."
+        )
     if part == "trainer" and node.get("max_steps") == -1 and node.get("max_epochs") == -1:
         mistakes.append("trainer.max_steps=-1 with trainer.max_epochs=-1 never ends: give one a number.")
     return mistakes

@@ -22,6 +22,7 @@ class LabelMetrics(nn.Module):
 
     def __init__(self, names: tuple[str, ...]):
         super().__init__()
+        self.names = (*self.headline, "ece", *(f"f1_{name}" for name in names))
         classes = len(names)
         self.scalars = MetricCollection(
             {
@@ -56,7 +57,7 @@ class LabelMetrics(nn.Module):
 class TextMetrics(nn.Module):
     """Perplexity and token accuracy over the learned tokens."""
 
-    headline = ("perplexity", "token_accuracy", "loss")
+    headline = names = ("perplexity", "token_accuracy", "loss")
 
     def __init__(self) -> None:
         super().__init__()

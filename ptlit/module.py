@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ptlit.data import Batch, LabelWords
 from ptlit.ensemble import Ensemble
@@ -24,6 +24,7 @@ from ptlit.reference import Reference
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeSchedule = Callable[..., LRScheduler]  # (optimizer, num_training_steps=...)
+PLAIN = (bool, int, float, str, tuple, list, type(None))  # settings that a checkpoint can hold
 
 
 class SoftPromptModule(L.LightningModule):
@@ -76,7 +77,7 @@ class SoftPromptModule(L.LightningModule):
         self.split_metrics = nn.ModuleDict({"val_": self._new_metrics(), "test_": self._new_metrics()})
         self._prefix: Any = None  # both are known while the prompt does not change
         self._leans: Tensor | None = None
-        self._rates_then: list[float] | None = None  # those of the checkpoint that a run goes on from
+        self._settings_then: list[dict[str, Any]] = []  # of the checkpoint that a run goes on from
         # DDP neither broadcasts nor reduces what every rank has loaded for itself.
         self._ddp_params_and_buffers_to_ignore = [
             name
@@ -247,30 +248,39 @@ class SoftPromptModule(L.LightningModule):
         """What was last measured goes along: nobody has to judge the best prompt a second time."""
         found = self.trainer.callback_metrics.items()
         checkpoint["validated"] = {name: value.item() for name, value in found if name.startswith("val/")}
-        checkpoint["learning_rates"] = self._learning_rates()
+        checkpoint["optimizer_settings"] = self._optimizer_settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._rates_then = checkpoint.get("learning_rates")
+        noted_before = [{"lr": rate} for rate in checkpoint.get("learning_rates", ())]
+        self._settings_then = checkpoint.get("optimizer_settings", noted_before)
 
     def on_train_start(self) -> None:
-        """A run that goes on with another learning rate than before takes it: the checkpoint has just brought
-        back its own.
+        """A run that goes on with other settings of its optimizer than before takes them: the checkpoint has
+        just brought back its own. What a schedule has made of the learning rate stays in proportion.
         """
-        then, self._rates_then = self._rates_then, None
-        if then is None:
+        then, self._settings_then = self._settings_then, []
+        if not then:
             return
         schedules = [each.scheduler for each in self.trainer.lr_scheduler_configs]
-        for optimizer, before, now in zip(self.trainer.optimizers, then, self._learning_rates(), strict=True):
-            for group in optimizer.param_groups if now != before else ():
-                for key in {"lr", "initial_lr"} & group.keys():
-                    group[key] *= now / before
+        for optimizer, before, now in zip(
+            self.trainer.optimizers, then, self._optimizer_settings(), strict=True
+        ):
+            changed = {name: now[name] for name in before if name in now and now[name] != before[name]}
+            factor = changed.pop("lr") / before["lr"] if "lr" in changed else 1
+            for group in optimizer.param_groups:
+                group.update(changed)
+                for key in {"lr", "initial_lr"} & group.keys() if factor != 1 else ():
+                    group[key] *= factor
             for schedule in schedules:
-                if now != before and isinstance(schedule, LRScheduler) and schedule.optimizer is optimizer:
+                if factor != 1 and isinstance(schedule, LRScheduler) and schedule.optimizer is optimizer:
                     schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
-    def _learning_rates(self) -> list[float]:
+    def _optimizer_settings(self) -> list[dict[str, Any]]:
         """As the optimizers were made, whatever a schedule has made of them."""
-        return [each.defaults["lr"] for each in self.trainer.optimizers]
+        return [
+            {name: value for name, value in each.defaults.items() if isinstance(value, PLAIN)}
+            for each in self.trainer.optimizers
+        ]
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
@@ -279,6 +289,11 @@ class SoftPromptModule(L.LightningModule):
         schedule = self.make_schedule(
             optimizer=optimizer, num_training_steps=int(self.trainer.estimated_stepping_batches)
         )
+        if isinstance(schedule, ReduceLROnPlateau):
+            raise UserMistake(
+                "schedule: this one waits for validations, and here rates change with every step: "
+                "choose schedule=linear, cosine or constant."
+            )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(

@@ -1,6 +1,7 @@
 """resume=<run folder>: the command line of that run, said again, but for what is said anew."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -17,13 +18,12 @@ def resumed(argv: Sequence[str]) -> list[str]:
     A command that names one folder both for its run and to go on with begins there, and goes on when it is
     said again: a job that is queued again has no other words.
     """
-    said = [word.removeprefix(RESUME).strip("'\"") for word in argv if word.startswith(RESUME)]
-    folder = Path(said[-1]) if said else None
-    if folder is None or str(folder) in ("null", "."):
+    folder = _folder_resumed(argv)
+    if folder is None:
         return list(argv)
     new_keys = {_key(word) for word in argv}
     run = RunFolder(folder)
-    if not run.has_checkpoint() and _own_folder(argv) == folder:
+    if not run.has_checkpoint() and _own_folder(argv) == folder.resolve():
         return [word for word in argv if not word.startswith(RESUME)]
     run.last_checkpoint()
     if run.metrics.is_file() and not new_keys & {"trainer.max_steps", "trainer.max_epochs"}:
@@ -33,23 +33,66 @@ def resumed(argv: Sequence[str]) -> list[str]:
     saved = folder / ".hydra" / "overrides.yaml"
     if not saved.is_file():
         raise UserMistake(f"resume={folder}: {saved} is missing, which tells how that run was started.")
-    words = [*map(str, OmegaConf.load(saved)), *_place_of_before(run)]
+    words = [*map(str, OmegaConf.load(saved)), *_defaults_of_before(run)]
     again = [word for word in words if _key(word) not in new_keys]
     here = [] if "hydra.run.dir" in new_keys else [f"hydra.run.dir='{folder}'"]
-    return [*argv, *again, *here]
+    return [*_folder_of_configs(run, argv), *argv, *again, *here]
 
 
-def _place_of_before(run: RunFolder) -> list[str]:
-    """A run that began when virtual tokens always stood before BOS goes on with them there."""
-    data = OmegaConf.select(OmegaConf.load(run.config), "data") if run.config.is_file() else None
-    if data is None or "before_bos" in data or not str(data.get("_target_")).startswith("ptlit.data."):
+@contextmanager
+def forgotten_if_refused(argv: Sequence[str]) -> Iterator[None]:
+    """Hydra notes what an attempt was asked for before it begins. One that fails before its first checkpoint
+    leaves what the run was given before, or resume=<folder> alone would fail in the same way.
+    """
+    run = RunFolder(_folder_resumed(argv) or Path())
+    if not run.has_checkpoint():
+        yield
+        return
+    notes = {
+        path: path.read_bytes() for path in [*run.root.glob(".hydra/*.yaml"), run.config] if path.is_file()
+    }
+    before = run.last_checkpoint().stat().st_mtime_ns
+    try:
+        yield
+    except Exception:
+        if run.last_checkpoint().stat().st_mtime_ns == before:
+            for path, content in notes.items():
+                path.write_bytes(content)
+        raise
+
+
+def _folder_resumed(argv: Sequence[str]) -> Path | None:
+    said = [word.removeprefix(RESUME).strip("'\"") for word in argv if word.startswith(RESUME)]
+    return Path(said[-1]) if said and said[-1] not in ("", "null", ".") else None
+
+
+def _defaults_of_before(run: RunFolder) -> list[str]:
+    """What a run began with, though nobody said so and the default is another by now: virtual tokens before
+    BOS, and the score by which a checkpoint was best.
+    """
+    cfg = OmegaConf.load(run.config) if run.config.is_file() else OmegaConf.create()
+    words = []
+    data, best = OmegaConf.select(cfg, "data"), OmegaConf.select(cfg, "callbacks.checkpoint")
+    if data is not None and "before_bos" not in data and str(data.get("_target_")).startswith("ptlit.data."):
+        words.append("++data.before_bos=true")
+    if best is not None and best.get("monitor") and best.get("mode"):
+        words += [f"callbacks.checkpoint.{key}='{best[key]}'" for key in ("monitor", "mode")]
+    return words
+
+
+def _folder_of_configs(run: RunFolder, argv: Sequence[str]) -> list[str]:
+    """The run's --config-dir, for experiments and prompts of one's own."""
+    saved = run.root / ".hydra" / "hydra.yaml"
+    if any(word.startswith(("--config-dir", "-cd")) for word in argv) or not saved.is_file():
         return []
-    return ["++data.before_bos=true"]
+    sources = OmegaConf.select(OmegaConf.load(saved), "hydra.runtime.config_sources") or []
+    said = [Path(each.path) for each in sources if each.provider == "command-line"]
+    return ["--config-dir", str(said[-1])] if said and said[-1].is_dir() else []
 
 
 def _own_folder(argv: Sequence[str]) -> Path | None:
     said = [word.partition("=")[2].strip("'\"") for word in argv if _key(word) == "hydra.run.dir"]
-    return Path(said[-1]) if said else None
+    return Path(said[-1]).resolve() if said else None
 
 
 def _key(word: str) -> str:

@@ -109,9 +109,22 @@ def check_size(folder: RunFolder, cfg: DictConfig, state: Mapping[str, Tensor]) 
         )
 
 
-def check_going_on(folder: RunFolder, module: SoftPromptModule) -> None:
+def check_going_on(folder: RunFolder, module: SoftPromptModule, max_steps: int) -> None:
     """Before anything of the run that is to be resumed is written anew; runs of before lack some tensors."""
-    state = read_checkpoint(folder, "last")
+    checkpoint = read_whole_checkpoint(folder, "last")
+    state, done = checkpoint["state_dict"], checkpoint["global_step"]
+    if folder.metrics.is_file() and 0 < max_steps <= done:
+        raise UserMistake(
+            f"resume={folder.root}: that run has taken {done} steps and is finished; to go beyond it give "
+            f"trainer.max_steps above {done}."
+        )
+    optimizer = module.make_optimizer(each for each in module.parameters() if each.requires_grad)
+    groups = [group for old in checkpoint["optimizer_states"] for group in old["param_groups"]]
+    if not all(optimizer.defaults.keys() <= group.keys() for group in groups):
+        raise UserMistake(
+            f"resume={folder.root}: that run had another optimizer, from whose memory "
+            f"{type(optimizer).__name__} cannot go on. Leave out optim=..., or begin another run."
+        )
     try:
         module.load_state_dict(state)  # as the trainer is going to
     except RuntimeError:
@@ -212,16 +225,21 @@ def targets_in(value: Any) -> list[str]:
 
 def read_checkpoint(folder: RunFolder, name: str) -> dict[str, Tensor]:
     """The tensors of the prompt, and of a LoRA that was trained with it."""
+    state: dict[str, Tensor] = read_whole_checkpoint(folder, name)["state_dict"]
+    return state
+
+
+def read_whole_checkpoint(folder: RunFolder, name: str) -> dict[str, Any]:
     path = folder.checkpoints / f"{name}.ckpt"
     if not path.is_file():
         there = sorted(each.stem for each in folder.checkpoints.glob("*.ckpt"))
         instead = f" (there is checkpoint={there[0]})" if there else ""
         raise UserMistake(f"run={folder.root}: there is no checkpoint at {path}{instead}.")
     try:
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return {**checkpoint, "state_dict": checkpoint["state_dict"]}
     except (UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, OSError, ValueError) as error:
         raise UserMistake(f"{path} is broken, or no checkpoint of ptlit's.") from error
-    return state
 
 
 def tensors_of(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:

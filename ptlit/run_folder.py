@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ class RunFolder:
         self.adapter = root / "adapter"
         self.lora = root / "lora"
         self.checkpoints = root / "checkpoints"
+        self.best = self.checkpoints / "best.ckpt"
         self.report = root / "report"
         self.evaluation = root / "evaluation"
         self.inspection = root / "inspect.png"
@@ -57,6 +59,15 @@ class RunFolder:
 
     def has_checkpoint(self) -> bool:
         return (self.checkpoints / "last.ckpt").is_file()
+
+    def take_best_of(self, before: "RunFolder") -> None:
+        """A run that goes on in another folder than the one it began in has its best prompt too."""
+        if self.root.resolve() == before.root.resolve() or not before.best.is_file():
+            return
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        part = self.best.with_suffix(f".{os.getpid()}")  # each of several processes may come here
+        shutil.copy(before.best, part)
+        os.replace(part, self.best)
 
     def last_checkpoint(self) -> Path:
         path = self.checkpoints / "last.ckpt"

@@ -1,7 +1,7 @@
 """What a run says before it starts and when it has ended."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ptlit.build import Training
 from ptlit.callbacks.chat_report import ChatReport
+from ptlit.config import conf_folder
 from ptlit.data import TextData
 from ptlit.module import SoftPromptModule
 from ptlit.run_folder import RunFolder
@@ -23,16 +24,29 @@ def parameter_counts(module: SoftPromptModule) -> dict[str, float]:
     }
 
 
-def print_start(training: Training, folder: RunFolder, choices: Mapping[str, str]) -> None:
+def print_start(
+    training: Training, folder: RunFolder, choices: Mapping[str, str], said: Sequence[str] = ()
+) -> None:
+    """`said` are the words of the command line."""
     counts = parameter_counts(training.module)
     trainable, total = counts["parameters/trainable"], counts["parameters/total"]
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(f"{choices['experiment']} on {training.lm.name}")
+    console.print(f"{method(choices)} on {training.lm.name}")
     console.print(f"trainable {trainable:,} / all {total:,} / {100 * trainable / total:.4f} %")
     if trainable > total / 2:
         console.print("The prompt is larger than the LM; a smaller prompt.hidden_size may do.")
+    own, chosen = choices["experiment"], method(choices)
+    brings_a_rate = (conf_folder() / "experiment" / f"{chosen}.yaml").is_file()
+    if chosen != own and brings_a_rate and not any(word.startswith("optim.lr=") for word in said):
+        console.print(f"The learning rate is that of experiment={own}: experiment={chosen} brings its own.")
     console.print(data_line(training.data))
     console.print(f"run folder {from_here(folder.root)}\n")
+
+
+def method(choices: Mapping[str, str]) -> str:
+    """The experiment, unless another method's prompt was chosen in its place."""
+    own, chosen = choices["experiment"], choices["prompt"]
+    return chosen if (conf_folder() / "prompt" / f"{own}.yaml").is_file() else own
 
 
 def data_line(data: TextData[Any]) -> str:
@@ -88,7 +102,8 @@ def print_summary(training: Training, folder: RunFolder, metrics: Mapping[str, f
     adapters = folder.adapters(len(training.module.prompts))
     console.print(f"PEFT adapter {', '.join(str(from_here(adapter)) for adapter in adapters)}")
     console.print(f"curves       {from_here(folder.curves)}")
-    console.print(f"tensorboard --logdir {shlex.quote(str(from_here(folder.tensorboard)))}")
+    if folder.tensorboard.is_dir():
+        console.print(f"tensorboard --logdir {shlex.quote(str(from_here(folder.tensorboard)))}")
 
 
 def from_here(path: Path) -> Path:

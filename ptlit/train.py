@@ -34,7 +34,7 @@ from ptlit.run import check_base_model, check_going_on, completed, lora_fingerpr
 from ptlit.run_folder import RunFolder
 from ptlit.slurm import requeued_before_the_end
 from ptlit.spawned import mistakes_of_processes
-from ptlit.summary import from_here, parameter_counts, print_start, print_summary
+from ptlit.summary import from_here, method, parameter_counts, print_start, print_summary
 
 
 @requeued_before_the_end()
@@ -49,8 +49,9 @@ def train(cfg: DictConfig) -> float:
     training = build(cfg)
     folder.set_curves_aside()
     metrics = parameter_counts(training.module)
-    print_start(training, folder, HydraConfig.get().runtime.choices)
+    print_start(training, folder, HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task)
     if cfg.optim.lr == AUTO:
+        cfg = cfg.copy()  # what was asked for stays with who asked
         cfg.optim.lr = metrics["learning_rate/chosen"] = learning_rate(cfg, training, folder)
         training.module.make_optimizer = make(cfg.optim)
     leave_what_opening_needs(folder, cfg, training)
@@ -68,7 +69,8 @@ def leave_what_opening_needs(folder: RunFolder, cfg: DictConfig, training: Train
     """What the run was given, what it found in its data, and which LM it learned before."""
     if cfg.resume is not None:
         check_base_model(RunFolder(Path(cfg.resume)), training.lm)
-        check_going_on(RunFolder(Path(cfg.resume)), training.module)
+        check_going_on(RunFolder(Path(cfg.resume)), training.module, training.trainer.max_steps)
+        folder.take_best_of(RunFolder(Path(cfg.resume)))
     folder.write_config(completed(cfg, training.data))
     lm = training.lm
     frozen_lora = lora_fingerprint(lm)
@@ -171,8 +173,7 @@ def finish(training: Training, cfg: DictConfig, folder: RunFolder, metrics: dict
     card = adapter_card(prompts[0], front, template, words, completed(cfg, data), metrics, beside)
     for adapter in adapters:
         (adapter / "README.md").write_text(card, encoding="utf-8")
-    title = str(HydraConfig.get().runtime.choices["experiment"])
-    plot_curves(folder.curve_files(), folder.curves, metrics, title)
+    plot_curves(folder.curve_files(), folder.curves, metrics, method(HydraConfig.get().runtime.choices))
     log_settings(training, cfg, metrics)
     print_summary(training, folder, metrics)
 

@@ -126,8 +126,12 @@ def test_what_is_shipped_is_right(experiment: str) -> None:
             "logger.csv._target_=no_such.Logger cannot be imported: No module named 'no_such'.",
         ),
         (
+            "+trainer.limit_test_batches=2",
+            "trainer.limit_test_batches: one Trainer trains and another tests: give data.test_limit.",
+        ),
+        (
             "callbacks.checkpoint.mode=[max]",
-            "callbacks.checkpoint.mode=[max] must be text.",
+            "callbacks.checkpoint.mode=[max] must be one of min, max: did you mean max?",
         ),
     ],
 )
@@ -327,3 +331,10 @@ def test_a_folder_of_ones_own_config(tmp_path: Path) -> None:
         "promt is not a key of this config: did you mean prompt?"
     ]
     assert refusals("--config-dir", "no/such") == ["--config-dir no/such is not a folder."]
+
+
+def test_a_dictionary_with_quoted_names_is_shown_another_way() -> None:
+    (said,) = refusals('data.label_words={"bad": " bad"}')
+    assert said.endswith(
+        'quote it as \'data.label_words={bad: " bad", good: " good"}\', names without quotes of their own.'
+    )

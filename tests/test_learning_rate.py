@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from methods import METHODS
-from runs import call, train_at
+from runs import TRAINING, call, train_at
 from test_training import Losses, data_of, lm, module_of, moods, trainer_of
 
 from ptlit.learning_rate import BATCHES, RATES, find_learning_rate, has_gone_too_far, suggestion
@@ -104,4 +104,18 @@ def test_the_command_keeps_the_number(place: Path, capsys: pytest.CaptureFixture
     call(place, main, "resume=auto", "trainer.max_steps=12")
     assert yaml.safe_load((folder / "config.yaml").read_text())["optim"]["lr"] == rate
     assert (folder / "learning_rate.png").read_bytes() == picture
+    assert "optim.lr=auto is" not in capsys.readouterr().out
+
+
+def test_a_sweep_said_again_finds_its_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "experiment=prompt_tuning",
+        "optim.lr=auto",
+        "hydra.sweep.dir=autos",
+        "prompt.num_virtual_tokens=2,3",
+    ]
+    words = ["-m", *TRAINING, "model.name_or_path=lm", "trainer.max_steps=2", *words]
+    call(place, main, *words)
+    assert capsys.readouterr().out.count("optim.lr=auto is") == 2
+    call(place, main, *words)
     assert "optim.lr=auto is" not in capsys.readouterr().out

@@ -1,0 +1,220 @@
+"""A run that is resumed elsewhere, with other settings, or by mistake: what it had learned stays."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import TRAINING, call, train_at
+
+from ptlit.evaluate import main as evaluate
+from ptlit.resume import resumed
+from ptlit.train import main as train
+
+STEEP = ("optim.lr=1", "schedule=constant", "schedule.num_warmup_steps=0", "trainer.val_check_interval=3")
+
+
+@pytest.fixture(scope="module")
+def first(place: Path) -> Path:
+    """Not to be changed: copy it."""
+    by_loss = ("callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=min")
+    words = ("experiment=prompt_tuning", "callbacks.averaging=null", "trainer.max_steps=12", *by_loss, *STEEP)
+    return train_at(place, "first", *words)
+
+
+def checkpoint(folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    return found
+
+
+def measured(folder: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((folder / "metrics.json").read_text())
+    return found
+
+
+def said_by(place: Path, *words: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        call(place, train, *words)
+    return str(end.value)
+
+
+def validations(folder: Path) -> list[float]:
+    with (folder / "metrics.csv").open() as file:
+        return [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+
+
+def test_a_run_that_was_moved_keeps_its_best(place: Path, first: Path) -> None:
+    best, copied = checkpoint(first, "best"), Path(shutil.copytree(first, place / "copied"))
+    moved = Path(shutil.move(copied, place / "moved"))
+    call(place, train, "resume=moved", "trainer.max_steps=18", "optim.lr=500")
+    assert min(validations(moved)) > best["validated"]["val/loss"]  # else this would show nothing
+    assert checkpoint(moved, "best")["global_step"] == best["global_step"]
+    assert measured(moved)["val/loss"] == best["validated"]["val/loss"]
+    assert not any("first" in path for path in best_files(moved))
+
+
+def best_files(folder: Path) -> list[str]:
+    (state,) = [each for key, each in checkpoint(folder, "last")["callbacks"].items() if "monitor" in key]
+    return [state["best_model_path"], *state["best_k_models"]]
+
+
+def test_it_goes_on_in_another_folder_with_its_best(place: Path, first: Path) -> None:
+    call(place, train, "resume=first", "trainer.max_steps=13", "hydra.run.dir=elsewhere")
+    best = {name: value.tolist() for name, value in checkpoint(first, "best")["state_dict"].items()}
+    there = checkpoint(place / "elsewhere", "best")["state_dict"]
+    assert {name: value.tolist() for name, value in there.items()} == best
+    call(place, evaluate, "run=elsewhere")
+    assert checkpoint(first, "last")["global_step"] == 12  # the run itself is as it was
+
+
+def test_settings_of_the_optimizer_are_taken(place: Path, first: Path) -> None:
+    shutil.copytree(first, place / "decays")
+    words = ("optim.weight_decay=0.5", "optim.betas=[0.5,0.9]", "optim.lr=0.5")
+    call(place, train, "resume=decays", "trainer.max_steps=14", *words)
+    (state,) = checkpoint(place / "decays", "last")["optimizer_states"]
+    group = state["param_groups"][0]
+    assert (group["weight_decay"], list(group["betas"]), group["lr"]) == (0.5, [0.5, 0.9], 0.5)
+
+
+def test_a_run_of_before_noted_its_rate_alone(place: Path, first: Path) -> None:
+    last = Path(shutil.copytree(first, place / "noted")) / "checkpoints" / "last.ckpt"
+    kept = torch.load(last, weights_only=True)
+    del kept["optimizer_settings"]
+    torch.save(kept | {"learning_rates": [1.0]}, last)
+    call(place, train, "resume=noted", "trainer.max_steps=14", "optim.lr=0.25")
+    (state,) = torch.load(last, weights_only=True)["optimizer_states"]
+    assert state["param_groups"][0]["lr"] == 0.25
+
+
+def test_what_was_refused_is_forgotten(place: Path, first: Path) -> None:
+    """The next resume=... is of the run, not of the attempt."""
+    folder = Path(shutil.copytree(first, place / "asked"))
+    notes = {path: path.read_bytes() for path in [*folder.glob(".hydra/*.yaml"), folder / "config.yaml"]}
+    for word, sentence in (
+        ("optim=adafactor", "that run had another optimizer, from whose memory Adafactor cannot go on"),
+        ("prompt.num_virtual_tokens=5", "Leave out what changes the prompt, or begin another run."),
+        (
+            "trainer.max_steps=10",
+            "has taken 12 steps and is finished; to go beyond it give trainer.max_steps",
+        ),
+    ):
+        said = said_by(
+            place, "resume=asked", *dict.fromkeys(["trainer.max_steps=14", word][word[0] == "t" :])
+        )
+        assert said.startswith("resume=asked") and sentence in said
+        assert {path: path.read_bytes() for path in notes} == notes
+    call(place, train, "resume=asked", "trainer.max_steps=14")
+    assert checkpoint(folder, "last")["global_step"] == 14
+
+
+def test_what_it_began_from_may_be_gone(place: Path, first: Path) -> None:
+    words = ("experiment=prompt_tuning", "prompt.init.from=origin", *STEEP)
+    for name, steps in (("whole", 12), ("cut", 6)):
+        shutil.copytree(first / "adapter", place / "origin")
+        train_at(place, name, *words, f"trainer.max_steps={steps}")
+        shutil.rmtree(place / "origin")
+    call(place, train, "resume=cut", "trainer.max_steps=12")
+    whole, cut = (checkpoint(place / name, "last")["state_dict"] for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_an_experiment_of_ones_own_is_found_again(place: Path) -> None:
+    (place / "conf" / "experiment").mkdir(parents=True)
+    mine = "# @package _global_\ndefaults:\n  - prompt_tuning\noptim:\n  lr: 0.25\n"
+    (place / "conf" / "experiment" / "mine.yaml").write_text(mine)
+    words = [word for word in TRAINING if not word.startswith("optim.lr")]
+    folder = ["model.name_or_path=lm", "hydra.run.dir=own"]
+    call(place, train, "--config-dir", "conf", "experiment=mine", *words, *folder)
+    call(place, train, "resume=own", "trainer.max_steps=12")
+    (state,) = checkpoint(place / "own", "last")["optimizer_settings"]
+    assert checkpoint(place / "own", "last")["global_step"] == 12 and state["lr"] == 0.25
+
+
+def test_a_run_is_judged_by_the_score_that_it_began_with(place: Path, first: Path) -> None:
+    folder = Path(shutil.copytree(first, place / "judged"))
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("monitor: val/loss", "monitor: val/ece"))
+    saved = folder / ".hydra" / "overrides.yaml"
+    saved.write_text("- experiment=prompt_tuning\n")  # it did not say by what
+    words = resumed([f"resume={folder}", "trainer.max_steps=14"])
+    assert {"callbacks.checkpoint.monitor='val/ece'", "callbacks.checkpoint.mode='min'"} <= set(words)
+    words = resumed([f"resume={folder}", "trainer.max_steps=14", "callbacks.checkpoint.monitor=val/loss"])
+    assert "callbacks.checkpoint.monitor='val/ece'" not in words
+
+
+def test_one_folder_may_be_written_in_two_ways(place: Path) -> None:
+    """As in a job that is queued again, which begins there or goes on."""
+    words = [f"hydra.run.dir={place}/queued", "resume=queued"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert resumed(words) == words[:1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data.limit=32", "trainer.accumulate_grad_batches=3", "trainer.max_steps=6"),
+        ("+trainer.limit_train_batches=2", "trainer.max_steps=-1", "trainer.max_epochs=3"),
+        ("+trainer.limit_train_batches=0.2", "trainer.max_steps=7"),
+    ],
+)
+def test_a_short_run_is_validated_at_its_end(place: Path, words: tuple[str, ...]) -> None:
+    folder = train_at(place, "short", "experiment=prompt_tuning", "trainer.val_check_interval=50", *words)
+    assert checkpoint(folder, "best")["global_step"] == checkpoint(folder, "last")["global_step"]
+    assert validations(folder) == [pytest.approx(measured(folder)["val/loss"])]
+    shutil.rmtree(folder)
+
+
+def test_what_was_never_validated_is_best_at_its_end(place: Path) -> None:
+    folder = train_at(place, "blind", "experiment=prompt_tuning", "+trainer.limit_val_batches=0")
+    best, last = (checkpoint(folder, name)["state_dict"] for name in ("best", "last"))
+    assert all(torch.equal(best[name], last[name]) for name in best)
+    call(place, evaluate, "run=blind")
+    judged = json.loads((folder / "evaluation" / "test" / "metrics.json").read_text())
+    assert judged["test/loss"] == measured(folder)["test/loss"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["+callbacks.checkpoint.save_top_k=3"],
+            "callbacks.checkpoint.save_top_k is not an option of BestCheckpoint",
+        ),
+        (["callbacks.checkpoint.monitor=null"], "callbacks.checkpoint.monitor=null must be text."),
+        (
+            ["callbacks.checkpoint.monitor=train/loss"],
+            "callbacks.checkpoint.monitor=train/loss is not measured on this data, only val/accuracy, "
+            "val/macro_f1, val/loss, val/ece, val/f1_bad, val/f1_good: choose one of these, or give "
+            "callbacks=default.",
+        ),
+        (
+            [
+                "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/f1}",
+            ],
+            "callbacks.early.monitor=val/f1 is not measured on this data",
+        ),
+        (["trainer.val_check_interval=0"], "trainer.val_check_interval=0 must be above 0."),
+        (
+            ["trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=50"],
+            "trainer.val_check_interval=50 is more than the 12 batches of an epoch: with "
+            "trainer.check_val_every_n_epoch give trainer.val_check_interval=1.0, which is once an epoch.",
+        ),
+        (["schedule.name=reduce_lr_on_plateau"], "schedule: this one waits for validations"),
+    ],
+)
+def test_what_no_training_can_do_is_said(place: Path, words: list[str], sentence: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        train_at(place, "never", "experiment=prompt_tuning", *words)
+    assert str(end.value).startswith(sentence)
+
+
+def test_any_score_of_val_may_judge(place: Path) -> None:
+    words = ("callbacks.checkpoint.monitor=val/ece", "callbacks.checkpoint.mode=min", *STEEP)
+    folder = train_at(place, "calibrated", "experiment=prompt_tuning", *words)
+    with (folder / "metrics.csv").open() as file:
+        errors = [float(row["val/ece"]) for row in csv.DictReader(file) if row["val/ece"]]
+    assert measured(folder)["val/ece"] == pytest.approx(min(errors)) and len(errors) == 3
