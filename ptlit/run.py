@@ -113,7 +113,7 @@ def check_going_on(folder: RunFolder, module: SoftPromptModule, max_steps: int) 
     """Before anything of the run that is to be resumed is written anew; runs of before lack some tensors."""
     checkpoint = read_whole_checkpoint(folder, "last")
     state, done = checkpoint["state_dict"], checkpoint["global_step"]
-    if folder.metrics.is_file() and 0 < max_steps <= done:
+    if folder.metrics.is_file() and 0 < max_steps < done:
         raise UserMistake(
             f"resume={folder.root}: that run has taken {done} steps and is finished; to go beyond it give "
             f"trainer.max_steps above {done}."
