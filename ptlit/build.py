@@ -16,10 +16,12 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
+from ptlit.callbacks.best_checkpoint import BestCheckpoint
 from ptlit.data import TextData
 from ptlit.ensemble import size_of
 from ptlit.lm import FrozenLM
 from ptlit.lora import with_lora
+from ptlit.metrics import LabelMetrics, TextMetrics
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
 from ptlit.peft_format import adapter_folders, read_adapter, read_config
@@ -49,6 +51,11 @@ def build(cfg: DictConfig) -> Training:
     if "checkpoint" not in callbacks:
         raise UserMistake(
             "callbacks.checkpoint is missing: the best checkpoint is what is tested and exported."
+        )
+    if not isinstance(callbacks["checkpoint"], BestCheckpoint):
+        raise UserMistake(
+            "callbacks.checkpoint must be a ptlit.callbacks.best_checkpoint.BestCheckpoint: its best.ckpt is "
+            "what is tested and exported. Add another beside it, as +callbacks.mine={_target_: ...}."
         )
     loggers: list[Logger] = [make(node) for node in (cfg.logger or {}).values() if node]
     trainer = build_trainer(cfg, list(callbacks.values()), loggers)
@@ -216,9 +223,10 @@ def check_room(prompted_lm: PromptedLM, max_length: int) -> None:
 def check_monitors(callbacks: Mapping[str, Any], module: SoftPromptModule) -> None:
     """Labels and replies are measured by different numbers; Lightning would object after the first steps."""
     measured = [f"val/{name}" for name in module.metrics_of("val").names]
+    of_others = {f"val/{name}" for kind in (LabelMetrics, TextMetrics) for name in kind.headline}
     for name, callback in callbacks.items():
         monitor, judges = getattr(callback, "monitor", None), name == "checkpoint"
-        if monitor not in measured and (judges or str(monitor).startswith("val/")):
+        if monitor not in measured and (judges or monitor in of_others):
             suited = "default" if module.label_words is not None else "chat"
             instead = f", or give callbacks={suited}" if judges else ""
             raise UserMistake(

@@ -140,10 +140,11 @@ def run_of(path: Path) -> tuple[RunFolder, int | None]:
     """An adapter that lies in its run is that run's prompt, the first or another one of an ensemble: the run
     knows of a LoRA, and how texts are read.
     """
-    run = RunFolder(path.absolute().parent)
-    inside = run.config.is_file() and run.best.is_file() and not RunFolder(path).config.is_file()
+    whole = path.resolve()
+    run = RunFolder(whole.parent)
+    inside = run.config.is_file() and run.best.is_file() and not RunFolder(whole).config.is_file()
     adapters = run.adapters(size_of(read_run_config(run))) if inside else []
-    place = next((place for place, each in enumerate(adapters) if each.name == path.name), None)
+    place = next((place for place, each in enumerate(adapters) if each.name == whole.name), None)
     return (run, place) if place is not None else (RunFolder(path), None)
 
 

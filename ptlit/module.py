@@ -24,7 +24,6 @@ from ptlit.reference import Reference
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeSchedule = Callable[..., LRScheduler]  # (optimizer, num_training_steps=...)
-PLAIN = (bool, int, float, str, tuple, list, type(None))  # settings that a checkpoint can hold
 
 
 class SoftPromptModule(L.LightningModule):
@@ -255,7 +254,7 @@ class SoftPromptModule(L.LightningModule):
         self._settings_then = checkpoint.get("optimizer_settings", noted_before)
 
     def on_train_start(self) -> None:
-        """A run that goes on with other settings of its optimizer than before takes them: the checkpoint has
+        """A run that goes on with other numbers for its optimizer than before takes them: the checkpoint has
         just brought back its own. What a schedule has made of the learning rate stays in proportion.
         """
         then, self._settings_then = self._settings_then, []
@@ -276,9 +275,16 @@ class SoftPromptModule(L.LightningModule):
                     schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
     def _optimizer_settings(self) -> list[dict[str, Any]]:
-        """As the optimizers were made, whatever a schedule has made of them."""
+        """The numbers that the optimizers were made with, whatever a schedule has made of them. No flags: an
+        optimizer with amsgrad, say, needs what it has not remembered without.
+        """
+        kinds = (int, float, tuple, list)
         return [
-            {name: value for name, value in each.defaults.items() if isinstance(value, PLAIN)}
+            {
+                name: value
+                for name, value in each.defaults.items()
+                if isinstance(value, kinds) and not isinstance(value, bool)
+            }
             for each in self.trainer.optimizers
         ]
 

@@ -5,6 +5,7 @@ A sweep is judged by its values: each is tried once, while every other key keeps
 
 import copy
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -31,6 +32,7 @@ from ptlit.signature import guess
 
 PATHS = ("run", "resume", "input", "output", "lm")  # keys whose values are paths
 TEMPLATE = "data.template"
+SWEEPS = ("choice", "glob", "interval", "range", "shuffle", "sort", "tag")  # what Hydra reads as one
 LOCAL_LAUNCHERS = ("basic", "joblib")  # the others may send a job to a machine with other devices
 VALUES_TRIED = 100  # of one swept key
 PROBLEMS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
@@ -55,11 +57,12 @@ def paths_quoted(argv: Sequence[str]) -> list[str]:
 
 def path_quoted(word: str) -> str:
     key, _, value = word.partition("=")
-    if key == TEMPLATE:
+    sweep = re.fullmatch(rf"({'|'.join(SWEEPS)})\s*\(.*\)", value, flags=re.DOTALL)
+    if key == TEMPLATE and not sweep:
         value = value.replace("\\n", "\n")
         word = f"{key}={value}"
-    as_hydra_has_it = "'\"[{" if key == "run" else "'\"["
-    is_left = value in ("", "null") or value[0] in as_hydra_has_it or value.startswith("choice(")
+    as_hydra_has_it = {"run": "'\"[{", TEMPLATE: "'\""}.get(key, "'\"[")
+    is_left = value in ("", "null") or value[0] in as_hydra_has_it or (key == TEMPLATE and sweep)
     if key not in (*PATHS, "text", TEMPLATE) or is_left:
         return word
     several = key == "run" and "," in value and not Path(value).exists()
@@ -119,7 +122,7 @@ class CommandLine:
         try:
             override = self.parsed(line)
         except HydraException as problem:
-            reason, quoted = str(problem).splitlines()[1:2], "'data.instruction=\"Good, or bad?\"'"
+            reason, quoted = str(problem).splitlines()[1:2], "'data.template=\"Tweet: {text}\"'"
             bare = '\'data.label_words={bad: " bad", good: " good"}\', names without quotes of their own'
             example = bare if line.partition("=")[2].startswith("{") else quoted
             self.found.append(

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
 from ptlit.mistake import UserMistake
@@ -33,8 +34,10 @@ def resumed(argv: Sequence[str]) -> list[str]:
     saved = folder / ".hydra" / "overrides.yaml"
     if not saved.is_file():
         raise UserMistake(f"resume={folder}: {saved} is missing, which tells how that run was started.")
-    words = [*map(str, OmegaConf.load(saved)), *_defaults_of_before(run)]
+    words = [str(word) for word in OmegaConf.load(saved)]
+    known = new_keys | {_key(word) for word in words}
     again = [word for word in words if _key(word) not in new_keys]
+    again += [word for word in _defaults_of_before(run) if _key(word) not in known]
     here = [] if "hydra.run.dir" in new_keys else [f"hydra.run.dir='{folder}'"]
     return [*_folder_of_configs(run, argv), *argv, *again, *here]
 
@@ -44,18 +47,18 @@ def forgotten_if_refused(argv: Sequence[str]) -> Iterator[None]:
     """Hydra notes what an attempt was asked for before it begins. One that fails before its first checkpoint
     leaves what the run was given before, or resume=<folder> alone would fail in the same way.
     """
-    run = RunFolder(_folder_resumed(argv) or Path())
-    if not run.has_checkpoint():
+    folders = [_folder_resumed(argv), _own_folder(argv)] if _folder_resumed(argv) else []
+    runs = [run for run in map(RunFolder, filter(None, folders)) if run.has_checkpoint()]
+    if not runs or getattr(rank_zero_only, "rank", None):
         yield
         return
-    notes = {
-        path: path.read_bytes() for path in [*run.root.glob(".hydra/*.yaml"), run.config] if path.is_file()
-    }
-    before = run.last_checkpoint().stat().st_mtime_ns
+    noted = [path for run in runs for path in (*run.root.glob(".hydra/*.yaml"), run.config) if path.is_file()]
+    notes = {path: path.read_bytes() for path in noted}
+    before = [run.last_checkpoint().stat().st_mtime_ns for run in runs]
     try:
         yield
-    except Exception:
-        if run.last_checkpoint().stat().st_mtime_ns == before:
+    except BaseException:
+        if [run.last_checkpoint().stat().st_mtime_ns for run in runs] == before:
             for path, content in notes.items():
                 path.write_bytes(content)
         raise

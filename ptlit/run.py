@@ -109,7 +109,7 @@ def check_size(folder: RunFolder, cfg: DictConfig, state: Mapping[str, Tensor]) 
         )
 
 
-def check_going_on(folder: RunFolder, module: SoftPromptModule, max_steps: int) -> None:
+def check_going_on(folder: RunFolder, module: SoftPromptModule, optimizer: str, max_steps: int) -> None:
     """Before anything of the run that is to be resumed is written anew; runs of before lack some tensors."""
     checkpoint = read_whole_checkpoint(folder, "last")
     state, done = checkpoint["state_dict"], checkpoint["global_step"]
@@ -118,12 +118,11 @@ def check_going_on(folder: RunFolder, module: SoftPromptModule, max_steps: int) 
             f"resume={folder.root}: that run has taken {done} steps and is finished; to go beyond it give "
             f"trainer.max_steps above {done}."
         )
-    optimizer = module.make_optimizer(each for each in module.parameters() if each.requires_grad)
-    groups = [group for old in checkpoint["optimizer_states"] for group in old["param_groups"]]
-    if not all(optimizer.defaults.keys() <= group.keys() for group in groups):
+    before = OmegaConf.select(read_config(folder), "optim._target_")
+    if before is not None and before != optimizer:
         raise UserMistake(
-            f"resume={folder.root}: that run had another optimizer, from whose memory "
-            f"{type(optimizer).__name__} cannot go on. Leave out optim=..., or begin another run."
+            f"resume={folder.root}: that run learns with {before}, and {optimizer} cannot go on from what "
+            "that remembers. Leave out what changes it, or begin another run."
         )
     try:
         module.load_state_dict(state)  # as the trainer is going to

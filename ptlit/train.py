@@ -47,6 +47,11 @@ def train(cfg: DictConfig) -> float:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     training = build(cfg)
+    if cfg.resume is not None:
+        before = RunFolder(Path(cfg.resume))
+        check_base_model(before, training.lm)
+        check_going_on(before, training.module, cfg.optim["_target_"], training.trainer.max_steps)
+        folder.take_best_of(before)
     folder.set_curves_aside()
     metrics = parameter_counts(training.module)
     print_start(training, folder, HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task)
@@ -67,10 +72,6 @@ def train(cfg: DictConfig) -> float:
 
 def leave_what_opening_needs(folder: RunFolder, cfg: DictConfig, training: Training) -> None:
     """What the run was given, what it found in its data, and which LM it learned before."""
-    if cfg.resume is not None:
-        check_base_model(RunFolder(Path(cfg.resume)), training.lm)
-        check_going_on(RunFolder(Path(cfg.resume)), training.module, training.trainer.max_steps)
-        folder.take_best_of(RunFolder(Path(cfg.resume)))
     folder.write_config(completed(cfg, training.data))
     lm = training.lm
     frozen_lora = lora_fingerprint(lm)

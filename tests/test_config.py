@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from ptlit import lm
 from ptlit.config import check, conf_folder
 from ptlit.mistake import UserMistake
-from ptlit.overrides import preflight
+from ptlit.overrides import paths_quoted, preflight
 from ptlit.signature import fits, option_mistakes
 
 EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "experiment").glob("*.yaml"))
@@ -331,6 +331,24 @@ def test_a_folder_of_ones_own_config(tmp_path: Path) -> None:
         "promt is not a key of this config: did you mean prompt?"
     ]
     assert refusals("--config-dir", "no/such") == ["--config-dir no/such is not a folder."]
+
+
+@pytest.mark.parametrize(
+    ("word", "quoted"),
+    [
+        (r"data.template=T: {text}\nMood:", "data.template='T: {text}\nMood:'"),
+        ("data.template=[INST] {text}, right?", "data.template='[INST] {text}, right?'"),
+        ("data.template=Mood (1-5) of {text} (or 0)", "data.template='Mood (1-5) of {text} (or 0)'"),
+        (r"""data.template="{text}\n" """[:-1], """data.template="{text}\n" """[:-1]),
+        (
+            r"data.template=choice('{text}\nMood:','{text}')",
+            r"data.template=choice('{text}\nMood:','{text}')",
+        ),
+        ("data.template=null", "data.template=null"),
+    ],
+)
+def test_a_template_needs_no_quotes(word: str, quoted: str) -> None:
+    assert paths_quoted([word]) == [quoted]
 
 
 def test_a_dictionary_with_quoted_names_is_shown_another_way() -> None:

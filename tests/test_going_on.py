@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from runs import TRAINING, call, train_at
 
 from ptlit.evaluate import main as evaluate
@@ -54,6 +55,8 @@ def test_a_run_that_was_moved_keeps_its_best(place: Path, first: Path) -> None:
     assert checkpoint(moved, "best")["global_step"] == best["global_step"]
     assert measured(moved)["val/loss"] == best["validated"]["val/loss"]
     assert not any("first" in path for path in best_files(moved))
+    # the name under which Lightning's own callback, in runs of before, kept what was best
+    assert any(key.startswith("ModelCheckpoint{") for key in checkpoint(moved, "last")["callbacks"])
 
 
 def best_files(folder: Path) -> list[str]:
@@ -72,7 +75,7 @@ def test_it_goes_on_in_another_folder_with_its_best(place: Path, first: Path) ->
 
 def test_settings_of_the_optimizer_are_taken(place: Path, first: Path) -> None:
     shutil.copytree(first, place / "decays")
-    words = ("optim.weight_decay=0.5", "optim.betas=[0.5,0.9]", "optim.lr=0.5")
+    words = ("optim.weight_decay=0.5", "optim.betas=[0.5,0.9]", "optim.lr=0.5", "+optim.amsgrad=true")
     call(place, train, "resume=decays", "trainer.max_steps=14", *words)
     (state,) = checkpoint(place / "decays", "last")["optimizer_states"]
     group = state["param_groups"][0]
@@ -92,20 +95,25 @@ def test_a_run_of_before_noted_its_rate_alone(place: Path, first: Path) -> None:
 def test_what_was_refused_is_forgotten(place: Path, first: Path) -> None:
     """The next resume=... is of the run, not of the attempt."""
     folder = Path(shutil.copytree(first, place / "asked"))
-    notes = {path: path.read_bytes() for path in [*folder.glob(".hydra/*.yaml"), folder / "config.yaml"]}
-    for word, sentence in (
-        ("optim=adafactor", "that run had another optimizer, from whose memory Adafactor cannot go on"),
-        ("prompt.num_virtual_tokens=5", "Leave out what changes the prompt, or begin another run."),
+    shutil.copytree(first, place / "there")
+    kept = [folder / ".hydra", folder / "config.yaml", folder / "metrics.csv", place / "there" / ".hydra"]
+    notes = [path for each in kept for path in (each.glob("*.yaml") if each.is_dir() else [each])]
+    before = {path: path.read_bytes() for path in notes}
+    for words, sentence in (
         (
-            "trainer.max_steps=10",
+            ["optim=adafactor", "trainer.max_steps=14"],
+            "torch.optim.Adafactor cannot go on from what that remembers",
+        ),
+        (["prompt.num_virtual_tokens=5", "trainer.max_steps=14"], "Leave out what changes the prompt"),
+        (
+            ["trainer.max_steps=10"],
             "has taken 12 steps and is finished; to go beyond it give trainer.max_steps",
         ),
     ):
-        said = said_by(
-            place, "resume=asked", *dict.fromkeys(["trainer.max_steps=14", word][word[0] == "t" :])
-        )
-        assert said.startswith("resume=asked") and sentence in said
-        assert {path: path.read_bytes() for path in notes} == notes
+        for place_of_run in ([], ["hydra.run.dir=there"]):
+            said = said_by(place, "resume=asked", *words, *place_of_run)
+            assert said.startswith("resume=asked") and sentence in said
+            assert {path: path.read_bytes() for path in notes} == before
     call(place, train, "resume=asked", "trainer.max_steps=14")
     assert checkpoint(folder, "last")["global_step"] == 14
 
@@ -172,6 +180,10 @@ def test_what_was_never_validated_is_best_at_its_end(place: Path) -> None:
     folder = train_at(place, "blind", "experiment=prompt_tuning", "+trainer.limit_val_batches=0")
     best, last = (checkpoint(folder, name)["state_dict"] for name in ("best", "last"))
     assert all(torch.equal(best[name], last[name]) for name in best)
+    call(place, train, "resume=blind", "trainer.max_steps=13")
+    assert checkpoint(folder, "best")["global_step"] == 13
+    call(place, train, "resume=blind", "trainer.max_steps=14")
+    assert checkpoint(folder, "best")["global_step"] == 14
     call(place, evaluate, "run=blind")
     judged = json.loads((folder / "evaluation" / "test" / "metrics.json").read_text())
     assert judged["test/loss"] == measured(folder)["test/loss"]
@@ -184,6 +196,10 @@ def test_what_was_never_validated_is_best_at_its_end(place: Path) -> None:
             ["+callbacks.checkpoint.save_top_k=3"],
             "callbacks.checkpoint.save_top_k is not an option of BestCheckpoint",
         ),
+        (
+            ["callbacks.checkpoint._target_=lightning.pytorch.callbacks.ModelCheckpoint"],
+            "callbacks.checkpoint must be a ptlit.callbacks.best_checkpoint.BestCheckpoint",
+        ),
         (["callbacks.checkpoint.monitor=null"], "callbacks.checkpoint.monitor=null must be text."),
         (
             ["callbacks.checkpoint.monitor=train/loss"],
@@ -193,9 +209,9 @@ def test_what_was_never_validated_is_best_at_its_end(place: Path) -> None:
         ),
         (
             [
-                "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/f1}",
+                f"+callbacks.early={{_target_: {EarlyStopping.__module__}.EarlyStopping, monitor: val/perplexity}}"
             ],
-            "callbacks.early.monitor=val/f1 is not measured on this data",
+            "callbacks.early.monitor=val/perplexity is not measured on this data",
         ),
         (["trainer.val_check_interval=0"], "trainer.val_check_interval=0 must be above 0."),
         (

@@ -33,5 +33,4 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_end(trainer, module)
         if not self.best_model_path and not getattr(trainer, "fast_dev_run", False):
-            self.best_model_path = str(Path(str(self.dirpath)) / "best.ckpt")
-            trainer.save_checkpoint(self.best_model_path)
+            trainer.save_checkpoint(Path(str(self.dirpath)) / "best.ckpt")
