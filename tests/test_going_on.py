@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from runs import TRAINING, call, train_at
 
 from ptlit.evaluate import main as evaluate
 from ptlit.resume import resumed
 from ptlit.train import main as train
 
+EARLY_BY = "+callbacks.early.monitor=val/perplexity"
 STEEP = ("optim.lr=1", "schedule=constant", "schedule.num_warmup_steps=0", "trainer.val_check_interval=3")
 
 
@@ -208,9 +208,7 @@ def test_what_was_never_validated_is_best_at_its_end(place: Path) -> None:
             "callbacks=default.",
         ),
         (
-            [
-                f"+callbacks.early={{_target_: {EarlyStopping.__module__}.EarlyStopping, monitor: val/perplexity}}"
-            ],
+            ["+callbacks.early._target_=lightning.pytorch.callbacks.EarlyStopping", EARLY_BY],
             "callbacks.early.monitor=val/perplexity is not measured on this data",
         ),
         (["trainer.val_check_interval=0"], "trainer.val_check_interval=0 must be above 0."),
