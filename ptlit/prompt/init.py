@@ -16,7 +16,6 @@ from ptlit.mistake import UserMistake
 from ptlit.prefix import Prefix
 from ptlit.prompt.base import EmbeddingPrompt, SoftPrompt
 from ptlit.prompt.silence import silent_embeddings
-from ptlit.spreads import COMMON as USUAL_SPREAD
 
 STARTS = ("text", "labels", "vocabulary", "spread", "zero", "noise")
 FROM_DATA = ("labels", "vocabulary", "zero")  # those that need a Task
@@ -68,7 +67,7 @@ def moved(words: Tensor, aside: float, lm: FrozenLM) -> Tensor:
     """Embeddings (P, H), each by its own way; what says least may be all zeros, and takes the LM's spread."""
     if not aside:
         return words
-    spread = words.std().item() or USUAL_SPREAD * lm.shape.embedding_scale
+    spread = words.std().item() or spread_embeddings(lm, 1).std().item()
     drawn = torch.randn(words.shape).to(words)  # on the CPU: the same on every device
     return words + aside * spread * drawn
 
