@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,55 +19,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ptlit import short_attention
+from ptlit.pack import Pack
 from ptlit.prefix import Prefix
 
 PACKED = "ptlit_packed"
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Which place each of the N packed tokens has in its row; B rows, the longest of T tokens."""
-
-    rows: int  # B
-    longest: int  # T
-    places: Tensor  # (N,) in the padded rows, (B * T)
-    shared: int = 0  # tokens at the front of the pack that every row sees
-    prefix: Prefix | None = None  # keys and values that come before them
-
-    @classmethod
-    def of(cls, attention_mask: Tensor, shared: int = 0, prefix: Prefix | None = None) -> "Pack":
-        """From the mask (B, T) of right-padded rows."""
-        rows, longest = attention_mask.shape
-        return cls(rows, longest, attention_mask.flatten().nonzero()[:, 0], shared, prefix)
-
-    @property
-    def before(self) -> int:
-        return self.prefix.length if self.prefix is not None else 0
-
-    @property
-    def seen_by_all(self) -> int:
-        return self.before + self.shared
-
-    @property
-    def positions(self) -> Tensor:
-        """(1, S + N): every row goes on from what all of them see."""
-        front = torch.arange(self.before, self.seen_by_all, device=self.places.device)
-        return torch.cat([front, self.seen_by_all + self.places % self.longest])[None]
-
-    def as_rows(self, packed: Tensor) -> Tensor:
-        """(1, K, N, D) to (B, K, T, D); what no token fills is zero."""
-        tokens = packed[0].transpose(0, 1)  # (N, K, D)
-        if len(self.places) < self.rows * self.longest:
-            places = tokens.new_zeros(self.rows * self.longest, *tokens.shape[1:])
-            tokens = places.index_copy(0, self.places, tokens)
-        return tokens.view(self.rows, self.longest, *tokens.shape[1:]).transpose(1, 2)
-
-    def as_pack(self, rows: Tensor) -> Tensor:
-        """(B, T, H, D) to (1, N, H, D)."""
-        tokens = rows.flatten(0, 1)  # (B * T, H, D)
-        if len(self.places) < len(tokens):
-            tokens = tokens.index_select(0, self.places)
-        return tokens[None]
 
 
 @dataclass(frozen=True)
@@ -109,47 +65,49 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
 ) -> tuple[Tensor, None]:
     """(1, heads, S + N, D) to (1, S + N, heads, D)."""
-    pack = _current.get().pack
-    front, before = pack.shared, pack.before
-    # split, not sliced: what flows back is then put together, not added up from tensors full of zeros
-    parts = [each.split([front, each.shape[2] - front], dim=2) for each in (query, key, value)]
-    (lead_query, seen_keys, seen_values), (query, key, value) = zip(*parts, strict=True)  # of S, of N
-    if pack.prefix is not None:
-        layer: int = module.layer_idx  # type: ignore[assignment]
-        seen_keys = torch.cat([pack.prefix.keys[layer][None].to(key.dtype), seen_keys], dim=2)
-        seen_values = torch.cat([pack.prefix.values[layer][None].to(value.dtype), seen_values], dim=2)
-    every_row = (pack.rows, -1, -1, -1)
-    outcome = _attended(
-        module,
-        pack.as_rows(query),
-        torch.cat([seen_keys.expand(every_row), pack.as_rows(key)], dim=2),
-        torch.cat([seen_values.expand(every_row), pack.as_rows(value)], dim=2),
-        mask[:, :, pack.seen_by_all :],
-        options,
-    )
-    text = pack.as_pack(outcome)
-    if not front:
-        return text, None
-    mask = mask[:, :, before : pack.seen_by_all, : pack.seen_by_all]
-    lead = _attended(module, lead_query, seen_keys, seen_values, mask, options)
-    return torch.cat([lead, text], dim=1), None
+    half = short_attention.half_precision(_current.get().attention, query)
+    if half is None:
+        return _attended(module, query, key, value, mask, options), None
+    mask = mask if mask.dtype == torch.bool else mask.float()
+    with torch.autocast("cpu", enabled=False):
+        outcome = _attended(module, query.float(), key.float(), value.float(), mask, options)
+    return outcome.to(half), None
 
 
 def _attended(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: dict[str, Any]
 ) -> Tensor:
-    """(B, heads, T, D), and keys and values (B, K, S, D), to (B, T, heads, D)."""
-    implementation = _current.get().attention
-    half = short_attention.half_precision(implementation, query)
-    if half is not None:
-        mask = mask if mask.dtype == torch.bool else mask.float()
-        with torch.autocast("cpu", enabled=False):
-            outcome = _attended(module, query.float(), key.float(), value.float(), mask, options)
-        return outcome.to(half)
-    if short_attention.suits(implementation, query, key, mask, options):
-        return short_attention.attend(query, key, value, mask, options.get("scaling"))
-    outcome, _ = ALL_ATTENTION_FUNCTIONS[implementation](module, query, key, value, mask, **options)
-    return outcome  # type: ignore[no-any-return]
+    reading = _current.get()
+    pack = reading.pack
+    before: tuple[Tensor, Tensor] | None = None
+    if pack.prefix is not None:
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        before = pack.prefix.keys[layer].to(key.dtype), pack.prefix.values[layer].to(value.dtype)
+    if short_attention.suits(reading.attention, pack, query, key, mask, options):
+        return short_attention.attend(pack, query, key, value, before, mask, options.get("scaling"))
+
+    attend = partial(ALL_ATTENTION_FUNCTIONS[reading.attention], module, **options)
+    # split, not sliced: what flows back is then put together, not added up from tensors full of zeros
+    parts = [each.split([pack.shared, each.shape[2] - pack.shared], dim=2) for each in (query, key, value)]
+    (lead_query, seen_keys, seen_values), (query, key, value) = zip(*parts, strict=True)  # of S, of N
+    if before is not None:
+        seen_keys, seen_values = (
+            torch.cat([each[None], seen], dim=2)
+            for each, seen in zip(before, (seen_keys, seen_values), strict=True)
+        )
+    every_row = (pack.rows, -1, -1, -1)
+    text, _ = attend(
+        pack.as_rows(query),
+        torch.cat([seen_keys.expand(every_row), pack.as_rows(key)], dim=2),
+        torch.cat([seen_values.expand(every_row), pack.as_rows(value)], dim=2),
+        mask[:, :, pack.seen_by_all :],
+    )
+    text = pack.as_pack(text)
+    if not pack.shared:
+        return text
+    mask = mask[:, :, pack.before : pack.seen_by_all, : pack.seen_by_all]
+    lead, _ = attend(lead_query, seen_keys, seen_values, mask)
+    return torch.cat([lead, text], dim=1)
 
 
 def _mask(

@@ -18,7 +18,8 @@ from ptlit.decoding import Decoding, cache_behind, padding_first, refuse, side_b
 from ptlit.front import Front
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
-from ptlit.packing import Pack, read_packed
+from ptlit.pack import Pack
+from ptlit.packing import read_packed
 from ptlit.prefix import Prefix, window
 from ptlit.prompt import EmbeddingPrompt, SoftPrompt
 from ptlit.prompt.base import check_slots

@@ -1,6 +1,7 @@
 """Rows without padding, and layers that run twice: the same numbers as the plain way, everywhere."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from ptlit import short_attention
 from ptlit.lm import FrozenLM
 from ptlit.loss import learned_positions, learned_token_loss
-from ptlit.packing import Pack
+from ptlit.pack import Pack
 from ptlit.prefix import Prefix
 from ptlit.prompt import EmbeddingPrompt
 from ptlit.prompted_lm import PromptedLM
@@ -87,10 +88,10 @@ def test_half_precision_attends_in_full(
     """What reaches the attention is float32, and the gradients are float64's within the rounding."""
     seen: set[torch.dtype] = set()
 
-    def attend(*inputs: Tensor, attend: Callable[..., Tensor] = short_attention.attend) -> Tensor:
+    def attend(pack: Pack, *inputs: Any, attend: Callable[..., Tensor] = short_attention.attend) -> Tensor:
         assert not torch.is_autocast_enabled("cpu")
         seen.update(each.dtype for each in inputs[:3])
-        return attend(*inputs)
+        return attend(pack, *inputs)
 
     exact = tiny_lm(architecture)
     half = FrozenLM(exact.model if under_autocast else exact.model.to(dtype), exact.tokenizer)

@@ -1,0 +1,61 @@
+"""Rows laid end to end, without padding: which token stands where, and what all rows see."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptlit.prefix import Prefix
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """Which place each of the N packed tokens has in its row; B rows, the longest of T tokens."""
+
+    rows: int  # B
+    longest: int  # T
+    places: Tensor  # (N,) in the padded rows, (B * T)
+    shared: int = 0  # S tokens at the front of the pack that every row sees
+    prefix: Prefix | None = None  # keys and values of P places that come before them
+    made: dict[Any, Any] = field(default_factory=dict)  # what one layer works out and the next can use
+
+    @classmethod
+    def of(cls, attention_mask: Tensor, shared: int = 0, prefix: Prefix | None = None) -> "Pack":
+        """From the mask (B, T) of right-padded rows."""
+        rows, longest = attention_mask.shape
+        return cls(rows, longest, attention_mask.flatten().nonzero()[:, 0], shared, prefix)
+
+    @property
+    def before(self) -> int:
+        return self.prefix.length if self.prefix is not None else 0
+
+    @property
+    def seen_by_all(self) -> int:
+        return self.before + self.shared
+
+    @property
+    def positions(self) -> Tensor:
+        """(1, S + N): every row goes on from what all of them see."""
+        front = torch.arange(self.before, self.seen_by_all, device=self.places.device)
+        return torch.cat([front, self.seen_by_all + self.places % self.longest])[None]
+
+    def filled(self) -> Tensor:
+        """(B * T,): whether a token stands there."""
+        nowhere = torch.zeros(self.rows * self.longest, dtype=torch.bool, device=self.places.device)
+        return nowhere.index_fill_(0, self.places, True)
+
+    def as_rows(self, packed: Tensor) -> Tensor:
+        """(1, K, N, D) to (B, K, T, D); what no token fills is zero."""
+        tokens = packed[0].transpose(0, 1)  # (N, K, D)
+        if len(self.places) < self.rows * self.longest:
+            places = tokens.new_zeros(self.rows * self.longest, *tokens.shape[1:])
+            tokens = places.index_copy(0, self.places, tokens)
+        return tokens.view(self.rows, self.longest, *tokens.shape[1:]).transpose(1, 2)
+
+    def as_pack(self, rows: Tensor) -> Tensor:
+        """(B, T, H, D) to (1, N, H, D)."""
+        tokens = rows.flatten(0, 1)  # (B * T, H, D)
+        if len(self.places) < len(tokens):
+            tokens = tokens.index_select(0, self.places)
+        return tokens[None]
