@@ -24,7 +24,7 @@ from ptlit.bundled_lm import smollm2_folder
 from ptlit.compiled import CompiledLayers
 from ptlit.hub import hub_is_reachable
 from ptlit.mistake import UserMistake
-from ptlit.packing import attention_is_replaceable, can_pack
+from ptlit.packing import attention_is_replaceable, can_narrow, can_pack
 from ptlit.products import faster_here, quicken
 from ptlit.quantization import Quantization, quantization_config
 from ptlit.spreads import embedding_scale, key_value_scales
@@ -84,6 +84,7 @@ class FrozenLM(nn.Module):
             parameter.requires_grad_(True)
         self.shape = measure_shape(model)
         self.may_pack = self.shape.all_layers_attend and can_pack(model)
+        self.may_narrow = self.may_pack and can_narrow(model)
         self._register_state_dict_hook(_drop_keys)
         self._register_load_state_dict_pre_hook(_remember_place, with_module=True)
         self.register_load_state_dict_post_hook(_do_not_miss_keys)

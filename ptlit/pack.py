@@ -1,6 +1,6 @@
-"""Rows laid end to end, without padding: which token stands where, and what all rows see."""
+"""Rows laid end to end, without padding: which token stands where, what all rows see, who is asked."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,35 +10,12 @@ from ptlit.prefix import Prefix
 
 
 @dataclass(frozen=True, eq=False)
-class Pack:
-    """Which place each of the N packed tokens has in its row; B rows, the longest of T tokens."""
+class Rows:
+    """Which place each of N tokens, laid end to end, has in its row; B rows, the longest of T tokens."""
 
     rows: int  # B
     longest: int  # T
     places: Tensor  # (N,) in the padded rows, (B * T)
-    shared: int = 0  # S tokens at the front of the pack that every row sees
-    prefix: Prefix | None = None  # keys and values of P places that come before them
-    made: dict[Any, Any] = field(default_factory=dict)  # what one layer works out and the next can use
-
-    @classmethod
-    def of(cls, attention_mask: Tensor, shared: int = 0, prefix: Prefix | None = None) -> "Pack":
-        """From the mask (B, T) of right-padded rows."""
-        rows, longest = attention_mask.shape
-        return cls(rows, longest, attention_mask.flatten().nonzero()[:, 0], shared, prefix)
-
-    @property
-    def before(self) -> int:
-        return self.prefix.length if self.prefix is not None else 0
-
-    @property
-    def seen_by_all(self) -> int:
-        return self.before + self.shared
-
-    @property
-    def positions(self) -> Tensor:
-        """(1, S + N): every row goes on from what all of them see."""
-        front = torch.arange(self.before, self.seen_by_all, device=self.places.device)
-        return torch.cat([front, self.seen_by_all + self.places % self.longest])[None]
 
     def filled(self) -> Tensor:
         """(B * T,): whether a token stands there."""
@@ -59,3 +36,53 @@ class Pack:
         if len(self.places) < len(tokens):
             tokens = tokens.index_select(0, self.places)
         return tokens[None]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked(Rows):
+    """Those tokens of a pack whose last hidden states are asked for, as rows of their own."""
+
+    tokens: Tensor  # (N,) which ones of the pack
+    within: Tensor  # (B, T) where they stand in the rows of all tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Pack(Rows):
+    shared: int = 0  # S tokens at the front of the pack that every row sees
+    prefix: Prefix | None = None  # keys and values of P places that come before them
+    asked: Asked | None = None
+    made: dict[Any, Any] = field(default_factory=dict)  # what one layer works out and the next can use
+
+    @classmethod
+    def of(cls, attention_mask: Tensor, shared: int = 0, prefix: Prefix | None = None) -> "Pack":
+        """From the mask (B, T) of right-padded rows."""
+        rows, longest = attention_mask.shape
+        return cls(rows, longest, attention_mask.flatten().nonzero()[:, 0], shared, prefix)
+
+    def asking(self, keep: Tensor) -> "Pack":
+        """That only those of (1, S + N) are asked for, none of them at the front; where they are few."""
+        tokens = keep[0].nonzero()[:, 0]
+        if not 0 < 2 * len(tokens) <= keep.shape[1]:
+            return self
+        places = self.places[tokens - self.shared]
+        row, place = places // self.longest, places % self.longest
+        each = row.bincount(minlength=self.rows)  # (B,)
+        longest = int(each.max())
+        number = torch.arange(len(row), device=row.device) - (each.cumsum(0) - each)[row]
+        own = row * longest + number
+        within = row.new_zeros(self.rows * longest).index_copy_(0, own, place).view(self.rows, longest)
+        return replace(self, asked=Asked(self.rows, longest, own, tokens, within))
+
+    @property
+    def before(self) -> int:
+        return self.prefix.length if self.prefix is not None else 0
+
+    @property
+    def seen_by_all(self) -> int:
+        return self.before + self.shared
+
+    @property
+    def positions(self) -> Tensor:
+        """(1, S + N): every row goes on from what all of them see."""
+        front = torch.arange(self.before, self.seen_by_all, device=self.places.device)
+        return torch.cat([front, self.seen_by_all + self.places % self.longest])[None]

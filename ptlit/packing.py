@@ -19,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ptlit import short_attention
+from ptlit.last_layer import for_those, last_layer, seen
 from ptlit.pack import Pack
 from ptlit.prefix import Prefix
 
@@ -30,6 +31,7 @@ class _Reading:
     pack: Pack
     config: PreTrainedConfig
     attention: str  # the implementation that computes
+    last: nn.Module | None  # the layer that need not make more than what is asked for
 
 
 _current: ContextVar[_Reading] = ContextVar("reading")
@@ -39,7 +41,8 @@ _current: ContextVar[_Reading] = ContextVar("reading")
 def packed(model: PreTrainedModel, pack: Pack) -> Iterator[None]:
     """Inside, the model reads its one row as the rows of `pack`."""
     config = model.config.get_text_config()
-    with _within(_Reading(pack, config, config._attn_implementation)):
+    last = last_layer(model) if pack.asked is not None else None
+    with _within(_Reading(pack, config, config._attn_implementation, last)):
         yield
 
 
@@ -53,8 +56,14 @@ def as_now() -> AbstractContextManager[None]:
 def _within(reading: _Reading) -> Iterator[None]:
     token = _current.set(reading)
     reading.config._attn_implementation = PACKED
+    asked = reading.pack.asked
     try:
-        yield
+        with (
+            for_those(asked.tokens, reading.last)
+            if asked is not None and reading.last is not None
+            else nullcontext()
+        ):
+            yield
     finally:
         reading.config._attn_implementation = reading.attention
         _current.reset(token)
@@ -65,6 +74,7 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
 ) -> tuple[Tensor, None]:
     """(1, heads, S + N, D) to (1, S + N, heads, D)."""
+    key, value = seen(key, value)
     half = short_attention.half_precision(_current.get().attention, query)
     if half is None:
         return _attended(module, query, key, value, mask, options), None
@@ -79,29 +89,29 @@ def _attended(
 ) -> Tensor:
     reading = _current.get()
     pack = reading.pack
+    asked = pack.asked if query.shape[2] < key.shape[2] else None
     before: tuple[Tensor, Tensor] | None = None
     if pack.prefix is not None:
         layer: int = module.layer_idx  # type: ignore[assignment]
         before = pack.prefix.keys[layer].to(key.dtype), pack.prefix.values[layer].to(value.dtype)
     if short_attention.suits(reading.attention, pack, query, key, mask, options):
-        return short_attention.attend(pack, query, key, value, before, mask, options.get("scaling"))
+        return short_attention.attend(pack, asked, query, key, value, before, mask, options.get("scaling"))
 
     attend = partial(ALL_ATTENTION_FUNCTIONS[reading.attention], module, **options)
     # split, not sliced: what flows back is then put together, not added up from tensors full of zeros
-    parts = [each.split([pack.shared, each.shape[2] - pack.shared], dim=2) for each in (query, key, value)]
-    (lead_query, seen_keys, seen_values), (query, key, value) = zip(*parts, strict=True)  # of S, of N
+    seen_keys, key = key.split([pack.shared, len(pack.places)], dim=2)  # of S, of N
+    seen_values, value = value.split([pack.shared, len(pack.places)], dim=2)
     if before is not None:
-        seen_keys, seen_values = (
-            torch.cat([each[None], seen], dim=2)
-            for each, seen in zip(before, (seen_keys, seen_values), strict=True)
-        )
+        seen_keys = torch.cat([before[0][None], seen_keys], dim=2)
+        seen_values = torch.cat([before[1][None], seen_values], dim=2)
     every_row = (pack.rows, -1, -1, -1)
-    text, _ = attend(
-        pack.as_rows(query),
-        torch.cat([seen_keys.expand(every_row), pack.as_rows(key)], dim=2),
-        torch.cat([seen_values.expand(every_row), pack.as_rows(value)], dim=2),
-        mask[:, :, pack.seen_by_all :],
-    )
+    row_keys = torch.cat([seen_keys.expand(every_row), pack.as_rows(key)], dim=2)
+    row_values = torch.cat([seen_values.expand(every_row), pack.as_rows(value)], dim=2)
+    if asked is not None:
+        row_mask = mask[0, 0, pack.seen_by_all + asked.within][:, None]  # (B, 1, T, P + S + T)
+        return asked.as_pack(attend(asked.as_rows(query), row_keys, row_values, row_mask)[0])
+    lead_query, query = query.split([pack.shared, len(pack.places)], dim=2)
+    text, _ = attend(pack.as_rows(query), row_keys, row_values, mask[:, :, pack.seen_by_all :])
     text = pack.as_pack(text)
     if not pack.shared:
         return text
@@ -138,27 +148,43 @@ def attention_is_replaceable(model: PreTrainedModel) -> bool:
     return model.config.get_text_config()._attn_implementation in ALL_ATTENTION_FUNCTIONS
 
 
-@torch.no_grad()
 def can_pack(model: PreTrainedModel) -> bool:
     """Try it and look: two rows behind two shared tokens, packed, must be what each row is by itself."""
-    if model.device.type == "meta" or not attention_is_replaceable(model):
-        return False
+    return model.device.type != "meta" and attention_is_replaceable(model) and _packs(model, narrow=False)
+
+
+def can_narrow(model: PreTrainedModel) -> bool:
+    """The same of an LM that packs, where the last layer is for those tokens alone that are asked for."""
+    return last_layer(model) is not None and _packs(model, narrow=True)
+
+
+@torch.no_grad()
+def _packs(model: PreTrainedModel, narrow: bool) -> bool:
     size = model.config.get_text_config().vocab_size
     # ordinary words: in half precision what an LM makes of special ones is mostly rounding
     ids = (torch.arange(8, device=model.device) + size // 2) % size
     shared, rows = ids[:2], [ids[2:3], ids[3:8]]
-    alone = torch.cat([_read(model, torch.cat([shared, row]))[2:] for row in rows])
     mask = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 1, 1, 1]], device=model.device)
+    wanted = torch.tensor([1, 0, 0, 1, 0, 1], device=model.device).bool()[None]
+    alone = torch.cat([_read(model, torch.cat([shared, row]))[2:] for row in rows])
     embeddings = model.get_input_embeddings()(shared)
+
+    def read(pack: Pack, ids: Tensor) -> Tensor:
+        """Logits of the rows, (6, V), or of those that are wanted."""
+        keep = nn.functional.pad(wanted, (pack.shared, 0))
+        pack = pack.asking(keep) if narrow else pack
+        logits = read_packed(model, pack, input_ids=ids[None])[0, pack.shared :]
+        return logits[wanted[0]] if narrow else logits
+
     try:
         prefix = Prefix.from_embeddings(embeddings, model)
-        behind_prefix = read_packed(model, Pack.of(mask, prefix=prefix), input_ids=torch.cat(rows)[None])
-        running_along = read_packed(model, Pack.of(mask, shared=2), input_ids=ids[None])[:, 2:]
+        found = read(Pack.of(mask, prefix=prefix), torch.cat(rows)), read(Pack.of(mask, shared=2), ids)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return False  # the family hands something else to its attention
+    alone = alone[wanted[0]] if narrow else alone
     exact = alone.dtype in (torch.float32, torch.float64) and not getattr(model, "is_quantized", False)
     allowed = float(alone.abs().max()) * (1e-4 if exact else 8e-2)
-    return all(float((each[0] - alone).abs().max()) <= allowed for each in (behind_prefix, running_along))
+    return all(float((each - alone).abs().max()) <= allowed for each in found)
 
 
 def _read(model: PreTrainedModel, ids: Tensor) -> Tensor:

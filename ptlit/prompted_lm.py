@@ -274,6 +274,8 @@ class PromptedLM(nn.Module):
         else:
             tokens = {"input_ids": ids}
             pack = Pack.of(rest, shared=lead, prefix=prefix if prefix is not None else self.prefix())
+        if self.lm.may_narrow:
+            pack = pack.asking(keep)
         with _head_sees_only(self.lm.model, keep), self._as_asked():
             return read_packed(self.lm.model, pack, **tokens)[0]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ptlit.pack import Pack
+from ptlit.pack import Asked, Pack, Rows
 
 BEYOND_PLAIN = ("position_bias", "softcap", "s_aux", "cache")  # they change what attention is
 
@@ -59,6 +59,7 @@ def half_precision(implementation: str, query: Tensor) -> torch.dtype | None:
 
 def attend(
     pack: Pack,
+    asked: Asked | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -67,65 +68,86 @@ def attend(
     scaling: float | None,
 ) -> Tensor:
     """(1, H, S + N, D), and keys and values (1, K, S + N, D) behind those `before`, (K, P, D), to
-    (1, S + N, H, D); `mask` (1, 1, P + S + T, P + S + T).
+    (1, S + N, H, D), or of those queries alone that are `asked`; `mask` (1, 1, P + S + T, P + S + T).
     """
     heads = query.shape[1], key.shape[1]
-    asked = *heads, query.dtype, id(mask)  # `mask` is kept with what is made of it, so its id stays its own
-    if asked not in pack.made:
-        pack.made[asked] = mask, parts_of(pack, *heads, mask, query.dtype)
+    case = asked is None, *heads, query.dtype, id(mask)  # `mask` is kept, so that its id stays its own
+    if case not in pack.made:
+        pack.made[case] = mask, parts_of(pack, asked, *heads, mask, query.dtype)
     scaling = scaling if scaling is not None else query.shape[3] ** -0.5
     first = before if before is not None else (None, None)
-    outcome: Tensor = _Attention.apply(query, key, value, *first, pack.made[asked][1], scaling)  # type: ignore[no-untyped-call]
+    outcome: Tensor = _Attention.apply(query, key, value, *first, pack.made[case][1], scaling)  # type: ignore[no-untyped-call]
     return outcome
 
 
 @dataclass(frozen=True)
 class Part:
     """Rows of as many places, and where their heads stand in tables that have one line for each head of each
-    token: queries (S + N) * H, keys and values (P + S + N) * K.
+    token: of queries, and of keys behind those of a prefix.
     """
 
     rows: int  # B
-    tokens: int  # N, without padding
-    behind: int  # P', how many tokens all of them see, the first of the table
-    queries: Tensor  # (B * H * T,) lines of the table of queries
+    behind: int  # P', how many tokens all of them see, the first of the table of keys
+    queries: Tensor  # (B * H * Q,) lines of the table of queries
     keys: Tensor  # (B * K * (P' + T),) lines of the table of keys
-    outcome: Tensor  # (N * H,) the places of a row whose heads are asked for, line by line of the outcome
-    own_keys: Tensor  # (N * K,) likewise among the keys
-    empty: Tensor  # places of queries that no token fills
-    mask: Tensor  # (1, H / K * T, P' + T), to be added
+    outcome: Tensor  # (N * H,) where queries stand in the rows, padding left out, line by line of the table
+    own_keys: Tensor  # (M * K,) likewise the keys that no other row sees
+    empty: Tensor  # where none stands among the queries
+    mask: Tensor  # (1 or B * K, H / K * Q, P' + T), to be added
 
 
-def parts_of(pack: Pack, heads: int, groups: int, mask: Tensor, dtype: torch.dtype) -> list[Part]:
+def parts_of(
+    pack: Pack, asked: Asked | None, heads: int, groups: int, mask: Tensor, dtype: torch.dtype
+) -> list[Part]:
     """What all rows see, as one row behind the prefix; then the rows."""
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -torch.inf)
-    mask = mask.to(dtype)
+    mask = mask[0, 0].to(dtype)
 
-    def part(rows: int, behind: int, filled: Tensor, first: int) -> Part:
-        """`filled` (B * T,) by tokens of the pack from `first` on; padding stands for the one before it."""
-        tokens = first + (filled.cumsum(0) - 1).clamp(min=0).view(rows, -1)  # (B, T)
-        length = tokens.shape[1]
-        keys = torch.cat([torch.arange(behind).expand(rows, -1), pack.before + tokens], dim=1)  # (B, P' + T)
-        head, group = torch.arange(heads), torch.arange(groups)
-        row, place = torch.arange(rows * length) // length, torch.arange(rows * length) % length
-        query_places = (row * heads * length + place)[:, None] + head * length  # (B * T, H)
-        key_places = (row * groups * keys.shape[1] + behind + place)[:, None] + group * keys.shape[1]
+    def part(keys: Rows, queries: Rows, behind: int, first: int, within: Tensor) -> Part:
+        """`first` of the keys and queries in the pack; the queries stand `within` the rows of all."""
+        seen = torch.arange(behind).expand(keys.rows, -1)
+        of_key = torch.cat([seen, behind + in_rows(keys)], dim=1)  # (B, P' + T) of the table
+        of_mask = mask[behind + within][..., : behind + keys.longest].repeat(1, heads // groups, 1)
+        of_query, empty = places(queries, heads, 0)
         return Part(
-            rows=rows,
-            tokens=int(filled.sum()),
+            rows=keys.rows,
             behind=behind,
-            queries=(tokens[:, None] * heads + head[:, None]).flatten(),
-            keys=(keys[:, None] * groups + group[:, None]).flatten(),
-            outcome=query_places[filled].flatten(),
-            own_keys=key_places[filled].flatten(),
-            empty=query_places[~filled].flatten(),
-            mask=mask[0, :, behind : behind + length, : behind + length].repeat(1, heads // groups, 1),
+            queries=lines(first + in_rows(queries), heads),
+            keys=lines(of_key, groups),
+            outcome=of_query,
+            own_keys=places(keys, groups, behind)[0],
+            empty=empty,
+            mask=of_mask if len(within) == 1 else of_mask.repeat_interleave(groups, 0),
         )
 
-    front = torch.ones(pack.shared, dtype=torch.bool)
-    text = part(pack.rows, pack.seen_by_all, pack.filled(), pack.shared)
-    return [part(1, pack.before, front, 0), text] if pack.shared else [text]
+    if asked is not None:
+        return [part(pack, asked, pack.seen_by_all, 0, asked.within)]
+    text = part(pack, pack, pack.seen_by_all, pack.shared, torch.arange(pack.longest)[None])
+    if not pack.shared:
+        return [text]
+    front = torch.arange(pack.shared)
+    lead = Rows(1, pack.shared, front)
+    return [part(lead, lead, pack.before, 0, front[None]), text]
+
+
+def in_rows(tokens: Rows) -> Tensor:
+    """(B, T): which token stands there; padding is the one before it."""
+    return (tokens.filled().cumsum(0) - 1).clamp(min=0).view(tokens.rows, tokens.longest)
+
+
+def lines(tokens: Tensor, heads: int) -> Tensor:
+    """Of tokens (B, T), the lines that their heads have in a table, (B * H * T,)."""
+    return (tokens[:, None] * heads + torch.arange(heads)[:, None]).flatten()
+
+
+def places(tokens: Rows, heads: int, behind: int) -> tuple[Tensor, Tensor]:
+    """Of all tokens, where their heads stand in (B, H, P' + T), (N * H,); and where none does."""
+    length, filled = behind + tokens.longest, tokens.filled()
+    place = torch.arange(tokens.rows * tokens.longest)
+    row, place = place // tokens.longest, behind + place % tokens.longest
+    every = (row * heads * length + place)[:, None] + torch.arange(heads) * length  # (B * T, H)
+    return every[filled].flatten(), every[~filled].flatten()
 
 
 class _Attention(torch.autograd.Function):
@@ -140,11 +162,11 @@ class _Attention(torch.autograd.Function):
         parts: list[Part],
         scaling: float,
     ) -> Tensor:
-        _, heads, tokens, _ = query.shape
+        _, heads, asked, _ = query.shape
         groups, width = key.shape[1], value.shape[3]
         queries, keys, values = table(query), table(key, keys_before), table(value, values_before)
-        outcome = queries.new_empty(tokens, heads, width)
-        kept, begin = [], 0
+        outcome = queries.new_empty(asked, heads, width)
+        kept, rest = [], outcome
         for part in parts:
             shape = part.rows * groups, -1  # the heads of a row that share keys are one row
             row_queries = queries.index_select(0, part.queries).view(*shape, queries.shape[1])
@@ -152,42 +174,39 @@ class _Attention(torch.autograd.Function):
             row_values = values.index_select(0, part.keys).view(*shape, width)
             weights = torch.baddbmm(part.mask, row_queries, row_keys.transpose(1, 2), alpha=scaling)
             torch.softmax(weights, -1, out=weights)
-            end = begin + part.tokens
-            gather(torch.bmm(weights, row_values), part.outcome, outcome[begin:end])
+            rest = carry(torch.bmm(weights, row_values), part.outcome, rest)
             kept += [row_queries, row_keys, row_values, weights]
-            begin = end
         ctx.save_for_backward(*kept)
-        ctx.parts, ctx.scaling, ctx.groups = parts, scaling, groups
-        ctx.before = keys_before.shape[1] if keys_before is not None else 0
+        ctx.parts, ctx.scaling = parts, scaling
+        ctx.before, ctx.keys = len(keys) // groups - key.shape[2], key.shape[1:3]
         return outcome[None]
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     @torch.autocast("cpu", enabled=False)  # as on the way there
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        _, tokens, heads, width = gradient.shape
-        groups, before, kept = ctx.groups, ctx.before, ctx.saved_tensors
-        lines = gradient.reshape(tokens * heads, width)
-        queries = lines.new_empty(tokens, heads, kept[0].shape[2])
-        keys, values = (lines.new_empty(before + tokens, groups, each.shape[2]) for each in kept[1:3])
-        keys[:before] = values[:before] = 0
-        begin = 0
+        _, asked, heads, width = gradient.shape
+        (groups, tokens), before, kept = ctx.keys, ctx.before, ctx.saved_tensors
+        of_outcome = gradient.reshape(asked * heads, width)
+        queries = gradient.new_empty(asked, heads, kept[0].shape[2])
+        keys, values = (gradient.new_empty(before + tokens, groups, each.shape[2]) for each in kept[1:3])
+        seen = ctx.parts[0].behind
+        keys[:seen] = values[:seen] = 0
+        rest = queries
         for index, part in enumerate(ctx.parts):
             row_queries, row_keys, row_values, weights = kept[4 * index : 4 * index + 4]
-            outcome = lines.index_select(0, part.queries).index_fill_(0, part.empty, 0)
+            outcome = of_outcome.index_select(0, part.queries).index_fill_(0, part.empty, 0)
             outcome = outcome.view(*row_queries.shape[:2], width)
             of_weights = torch.bmm(outcome, row_values.transpose(1, 2))
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-            end = begin + part.tokens
-            gather(times(of_scores, row_keys, ctx.scaling), part.outcome, queries[begin:end])
+            rest = carry(times(of_scores, row_keys, ctx.scaling), part.outcome, rest)
             for whole, of_rows in (
                 (keys, times(of_scores.transpose(1, 2), row_queries, ctx.scaling)),
                 (values, torch.bmm(weights.transpose(1, 2), outcome)),
             ):  # (B * K, P' + T, D)
-                gather(of_rows, part.own_keys, whole[before + begin : before + end])
-                seen = of_rows.unflatten(0, (part.rows, groups))[:, :, : part.behind].sum(0)  # (K, P', D)
-                whole[: part.behind].add_(seen.transpose(0, 1))
-            begin = end
+                carry(of_rows, part.own_keys, whole[part.behind :])
+                of_seen = of_rows.unflatten(0, (part.rows, groups))[:, :, : part.behind].sum(0)  # (K, P', D)
+                whole[: part.behind].add_(of_seen.transpose(0, 1))
         of_keys, of_values = (each.transpose(0, 1).split([before, tokens], dim=1) for each in (keys, values))
         first = (of_keys[0], of_values[0]) if before else (None, None)
         return queries[None].transpose(1, 2), of_keys[1][None], of_values[1][None], *first, None, None
@@ -201,9 +220,11 @@ def table(packed: Tensor, before: Tensor | None = None) -> Tensor:
     return tokens.reshape(-1, tokens.shape[2])
 
 
-def gather(lines: Tensor, places: Tensor, into: Tensor) -> None:
-    """Those lines of (B, T, D), written to (N, H, D)."""
-    torch.index_select(lines.flatten(0, 1), 0, places, out=into.flatten(0, 1))
+def carry(rows: Tensor, places: Tensor, into: Tensor) -> Tensor:
+    """The heads in these places of (B, T, D), written to as many tokens of (N, H, D). Those after them."""
+    count = len(places) // into.shape[1]
+    torch.index_select(rows.flatten(0, 1), 0, places, out=into[:count].flatten(0, 1))
+    return into[count:]
 
 
 def times(left: Tensor, right: Tensor, factor: float) -> Tensor:

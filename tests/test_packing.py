@@ -1,13 +1,16 @@
 """Rows without padding, and layers that run twice: the same numbers as the plain way, everywhere."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from methods import METHODS, make_prompt
 from tiny import ARCHITECTURES, WITHOUT_KEYS_AND_VALUES, padded_rows, tiny_lm
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ptlit import short_attention
 from ptlit.lm import FrozenLM
@@ -30,8 +33,20 @@ def lms() -> dict[str, FrozenLM]:
     found = {}
     for name in ARCHITECTURES:
         lm = tiny_lm(name, spread=0.3)
-        found[name] = FrozenLM(lm.model.double(), lm.tokenizer)
+        found[name] = FrozenLM(in_float64(lm.model), lm.tokenizer)
     return found
+
+
+def in_float64(model: PreTrainedModel) -> PreTrainedModel:
+    """All of it: the norms of most families compute in float32, whatever they are given."""
+    for norm in model.modules():
+        if type(norm).__name__.endswith("RMSNorm"):
+            epsilon = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+            weight = norm.weight.double() + ("Gemma" in type(norm).__name__)
+            norm.forward = partial(
+                nn.functional.rms_norm, normalized_shape=weight.shape, weight=weight, eps=epsilon
+            )
+    return model.double()
 
 
 @pytest.fixture
@@ -90,7 +105,7 @@ def test_half_precision_attends_in_full(
 
     def attend(pack: Pack, *inputs: Any, attend: Callable[..., Tensor] = short_attention.attend) -> Tensor:
         assert not torch.is_autocast_enabled("cpu")
-        seen.update(each.dtype for each in inputs[:3])
+        seen.update(each.dtype for each in inputs[1:4])
         return attend(pack, *inputs)
 
     exact = tiny_lm(architecture)
@@ -195,3 +210,58 @@ def test_checkpointing_changes_no_gradient_and_saves_memory(lm: FrozenLM, method
     assert all(torch.equal(one, other) for one, other in zip(gradients, gradients_again, strict=True))
     assert kept[True] < kept[False]
     assert not any(module.training for module in lm.model.modules())
+
+
+LONG = (40, 9, 25)  # rows that PyTorch's own attention reads
+
+
+@pytest.mark.parametrize("lengths", [(14, 9, 5, 12), LONG])
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+@pytest.mark.parametrize("architecture", PACKING)
+def test_the_last_layer_is_for_those_asked_alone(
+    lm: FrozenLM, method: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lm.may_narrow
+    prompted_lm = prompted(lm, method)
+    ids, mask, labels = padded_rows(lengths, learned=2)
+    keep, targets = learned_positions(labels)
+    keep[0], targets = False, targets[2:]  # nothing of the first row
+    tokens: list[int] = []
+    last = [each for each in lm.model.modules() if isinstance(each, GradientCheckpointingLayer)][-1]
+    norm = [each for each in last.modules() if "norm" in type(each).__name__.lower()][-1]
+    handle = norm.register_forward_pre_hook(lambda _, given: tokens.append(given[0].numel() // 32))
+    found = {}
+    for narrow in (True, False):
+        monkeypatch.setattr(lm, "may_narrow", narrow)
+        logits = prompted_lm(ids, mask, keep)
+        loss = learned_token_loss(logits, targets)
+        found[narrow] = logits.detach(), *torch.autograd.grad(loss, list(prompted_lm.prompt.parameters()))
+    handle.remove()
+    behind = 0 if method == "prefix_tuning" else prompted_lm.num_virtual_tokens
+    assert tokens == [int(keep.sum()), behind + sum(lengths)]
+    for one, other in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9 * float(other.abs().max()))
+
+
+def test_many_that_are_asked_are_all() -> None:
+    mask = torch.ones(2, 4)
+    assert Pack.of(mask).asking(torch.ones(1, 8).bool()).asked is None
+    assert Pack.of(mask).asking(torch.zeros(1, 8).bool()).asked is None
+    asked = Pack.of(mask, shared=1).asking(torch.tensor([[0, 0, 0, 0, 1, 0, 1, 0, 1]]).bool()).asked
+    assert asked is not None
+    assert asked.tokens.tolist() == [4, 6, 8]
+    assert asked.places.tolist() == [0, 2, 3] and asked.within.tolist() == [[3, 0], [1, 3]]
+
+
+def test_a_last_layer_that_needs_all_its_tokens_has_them() -> None:
+    model = tiny_lm("llama").model
+    first, last = model.model.layers
+    read: list[Tensor] = []
+    first.register_forward_hook(lambda _, given, made: read.append(made))
+
+    def with_the_first(_: object, given: object, made: Tensor) -> Tensor:
+        return made + read[-1][:, -made.shape[1] :]  # of as many tokens as it would have been given
+
+    last.mlp.register_forward_hook(with_the_first)
+    lm = FrozenLM(model)
+    assert lm.packs and not lm.may_narrow

@@ -77,7 +77,7 @@ def test_outcome_and_gradients_are_those_of_float64(
         else:
             behind = prefix if before else None
             assert suits("sdpa", pack, *packed[:2], mask, {"scaling": scaling, "dropout": 0.0})
-            found = attend(pack, packed[0], packed[1], packed[2], behind, mask, scaling)
+            found = attend(pack, None, packed[0], packed[1], packed[2], behind, mask, scaling)
         learned = given if before else packed
         return found, *torch.autograd.grad((found * weights.to(dtype)).sum(), learned)
 
@@ -97,7 +97,7 @@ def test_a_row_that_is_not_finite_is_alone_with_it() -> None:
     pack = Pack.of(torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]))
     mask = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
     query[:, :, 0] = torch.nan  # the first token of the first row
-    found = attend(pack, query, query, query, None, mask, None)
+    found = attend(pack, None, query, query, query, None, mask, None)
     assert found[:, :2].isnan().all() and found[:, 2:].isfinite().all()
 
 
