@@ -56,17 +56,18 @@ def as_now() -> AbstractContextManager[None]:
 def _within(reading: _Reading) -> Iterator[None]:
     token = _current.set(reading)
     reading.config._attn_implementation = PACKED
-    asked = reading.pack.asked
     try:
-        with (
-            for_those(asked.tokens, reading.last)
-            if asked is not None and reading.last is not None
-            else nullcontext()
-        ):
+        with _narrow(reading):
             yield
     finally:
         reading.config._attn_implementation = reading.attention
         _current.reset(token)
+
+
+def _narrow(reading: _Reading) -> AbstractContextManager[None]:
+    if reading.last is None or reading.pack.asked is None:
+        return nullcontext()
+    return for_those(reading.pack.asked.tokens, reading.last)
 
 
 @torch.compiler.disable  # it asks for more than it is given, and every layer would be another case
