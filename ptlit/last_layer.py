@@ -1,8 +1,9 @@
 """The last layer of a frozen LM, for those tokens alone that are asked for.
 
 What it makes of all others nobody reads: they owe their keys and values, no more. So it runs twice, over all
-tokens until they would attend, and from the start over those that are asked for, which attend to all. It
-takes any layer that keeps its tokens on the second axis; whether an LM's does is tried on loading.
+tokens until they would attend, and from the start over those that are asked for, which attend to all; the
+queries of the first run and the keys and values of the second are made in vain. It takes any layer that keeps
+its tokens on the second axis; whether an LM's does is tried on loading.
 """
 
 from collections.abc import Iterator
@@ -52,9 +53,9 @@ def for_those(tokens: Tensor, layer: nn.Module) -> Iterator[None]:
     def narrow(hidden: Tensor, *inputs: Any, **options: Any) -> Any:
         try:
             with _at(_UNTIL_THEN):
-                return forward(hidden, *inputs, **options)  # it has no attention that was replaced
+                return forward(hidden, *inputs, **options)  # comes back only where nothing attends
         except _Reached as reached:
-            found = reached.found
+            found = reached.found  # no more than that is done here: what the first run holds is then free
         some = _of(tokens, hidden.shape[1])
         with _at(found):
             made = forward(some(hidden), *some(inputs), **some(options))

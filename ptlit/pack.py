@@ -71,7 +71,7 @@ class Pack(Rows):
         number = torch.arange(len(row), device=row.device) - (each.cumsum(0) - each)[row]
         own = row * longest + number
         within = row.new_zeros(self.rows * longest).index_copy_(0, own, place).view(self.rows, longest)
-        return replace(self, asked=Asked(self.rows, longest, own, tokens, within))
+        return replace(self, asked=Asked(self.rows, longest, own, tokens, within), made={})
 
     @property
     def before(self) -> int:

@@ -17,7 +17,9 @@ from ptlit.packing import as_now
 
 @contextmanager
 def recomputing(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the layers of `model` keep no activations; it reads and writes no cache that remembers."""
+    """Inside, the layers of `model` keep no activations (the last one, where it runs for those tokens alone
+    that are asked for, keeps theirs); it reads and writes no cache that remembers.
+    """
     layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
     for layer in layers:
         layer.training = True  # the layer's own flag: what it consists of stays in eval mode

@@ -41,6 +41,7 @@ def suits(
         and query.dtype == key.dtype
         and query.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
+        and len(pack.places) > 0
         and weights <= copies
         and not options.get("dropout")
         and all(options.get(name) is None for name in BEYOND_PLAIN)
@@ -90,8 +91,8 @@ class Part:
     behind: int  # P', how many tokens all of them see, the first of the table of keys
     queries: Tensor  # (B * H * Q,) lines of the table of queries
     keys: Tensor  # (B * K * (P' + T),) lines of the table of keys
-    outcome: Tensor  # (N * H,) where queries stand in the rows, padding left out, line by line of the table
-    own_keys: Tensor  # (M * K,) likewise the keys that no other row sees
+    outcome: Tensor  # (M * H,) where M queries stand in the rows, padding left out, line by line of the table
+    own_keys: Tensor  # (N * K,) likewise the N tokens whose keys no other row sees
     empty: Tensor  # where none stands among the queries
     mask: Tensor  # (1 or B * K, H / K * Q, P' + T), to be added
 
@@ -105,18 +106,18 @@ def parts_of(
     mask = mask[0, 0].to(dtype)
 
     def part(keys: Rows, queries: Rows, behind: int, first: int, within: Tensor) -> Part:
-        """`first` of the keys and queries in the pack; the queries stand `within` the rows of all."""
+        """The `first` of the queries in their table; they stand `within` the rows of all tokens."""
         seen = torch.arange(behind).expand(keys.rows, -1)
         of_key = torch.cat([seen, behind + in_rows(keys)], dim=1)  # (B, P' + T) of the table
         of_mask = mask[behind + within][..., : behind + keys.longest].repeat(1, heads // groups, 1)
-        of_query, empty = places(queries, heads, 0)
+        of_query, empty = stand(queries, heads, 0)
         return Part(
             rows=keys.rows,
             behind=behind,
             queries=lines(first + in_rows(queries), heads),
             keys=lines(of_key, groups),
             outcome=of_query,
-            own_keys=places(keys, groups, behind)[0],
+            own_keys=stand(keys, groups, behind)[0],
             empty=empty,
             mask=of_mask if len(within) == 1 else of_mask.repeat_interleave(groups, 0),
         )
@@ -141,7 +142,7 @@ def lines(tokens: Tensor, heads: int) -> Tensor:
     return (tokens[:, None] * heads + torch.arange(heads)[:, None]).flatten()
 
 
-def places(tokens: Rows, heads: int, behind: int) -> tuple[Tensor, Tensor]:
+def stand(tokens: Rows, heads: int, behind: int) -> tuple[Tensor, Tensor]:
     """Of all tokens, where their heads stand in (B, H, P' + T), (N * H,); and where none does."""
     length, filled = behind + tokens.longest, tokens.filled()
     place = torch.arange(tokens.rows * tokens.longest)
@@ -162,10 +163,10 @@ class _Attention(torch.autograd.Function):
         parts: list[Part],
         scaling: float,
     ) -> Tensor:
-        _, heads, asked, _ = query.shape
+        _, heads, count, _ = query.shape
         groups, width = key.shape[1], value.shape[3]
         queries, keys, values = table(query), table(key, keys_before), table(value, values_before)
-        outcome = queries.new_empty(asked, heads, width)
+        outcome = queries.new_empty(count, heads, width)
         kept, rest = [], outcome
         for part in parts:
             shape = part.rows * groups, -1  # the heads of a row that share keys are one row
@@ -183,12 +184,16 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    @torch.autocast("cpu", enabled=False)  # as on the way there
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        _, asked, heads, width = gradient.shape
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast("cpu", enabled=False):  # as on the way there
+            return _Attention.way_back(ctx, gradient)
+
+    @staticmethod
+    def way_back(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        _, count, heads, width = gradient.shape
         (groups, tokens), before, kept = ctx.keys, ctx.before, ctx.saved_tensors
-        of_outcome = gradient.reshape(asked * heads, width)
-        queries = gradient.new_empty(asked, heads, kept[0].shape[2])
+        of_outcome = gradient.reshape(count * heads, width)
+        queries = gradient.new_empty(count, heads, kept[0].shape[2])
         keys, values = (gradient.new_empty(before + tokens, groups, each.shape[2]) for each in kept[1:3])
         seen = ctx.parts[0].behind
         keys[:seen] = values[:seen] = 0
@@ -220,10 +225,10 @@ def table(packed: Tensor, before: Tensor | None = None) -> Tensor:
     return tokens.reshape(-1, tokens.shape[2])
 
 
-def carry(rows: Tensor, places: Tensor, into: Tensor) -> Tensor:
-    """The heads in these places of (B, T, D), written to as many tokens of (N, H, D). Those after them."""
-    count = len(places) // into.shape[1]
-    torch.index_select(rows.flatten(0, 1), 0, places, out=into[:count].flatten(0, 1))
+def carry(rows: Tensor, heads: Tensor, into: Tensor) -> Tensor:
+    """These `heads` of (B, T, D), by where they stand, written to tokens of (N, H, D). Those after them."""
+    count = len(heads) // into.shape[1]
+    torch.index_select(rows.flatten(0, 1), 0, heads, out=into[:count].flatten(0, 1))
     return into[count:]
 
 

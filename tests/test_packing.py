@@ -243,6 +243,14 @@ def test_the_last_layer_is_for_those_asked_alone(
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9 * float(other.abs().max()))
 
 
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+@pytest.mark.parametrize("architecture", PACKING)
+def test_rows_of_which_nothing_is_left_to_read(lm: FrozenLM, method: str) -> None:
+    """They begin alike, and nothing of them is learned."""
+    ids, mask = torch.tensor([[5, 0], [5, 0]]), torch.tensor([[1, 0], [1, 0]])
+    assert prompted(lm, method)(ids, mask, torch.zeros_like(mask).bool()).shape == (0, 259)
+
+
 def test_many_that_are_asked_are_all() -> None:
     mask = torch.ones(2, 4)
     assert Pack.of(mask).asking(torch.ones(1, 8).bool()).asked is None
