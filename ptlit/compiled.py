@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ptlit.layers import layers_of
 from ptlit.mistake import UserMistake
 
 
@@ -19,8 +19,7 @@ class CompiledLayers:
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
-        layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
-        self.forwards = [(layer, torch.compile(layer.forward, dynamic=True)) for layer in layers]
+        self.forwards = [(each, torch.compile(each.forward, dynamic=True)) for each in layers_of(model)]
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

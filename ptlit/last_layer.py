@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 KeysAndValues = tuple[Tensor, Tensor]
 
@@ -31,17 +29,12 @@ _UNTIL_THEN = object()
 _stage: ContextVar[Any] = ContextVar("stage", default=None)
 
 
-def seen(key: Tensor, value: Tensor) -> KeysAndValues:
-    """What attention attends to, which was given these."""
+def of_all_tokens(key: Tensor, value: Tensor) -> KeysAndValues:
+    """What attention attends to, which was given these, of all tokens or of those that are asked for."""
     stage = _stage.get()
     if stage is _UNTIL_THEN:
         raise _Reached((key, value))
     return stage if stage is not None else (key, value)
-
-
-def last_layer(model: PreTrainedModel) -> nn.Module | None:
-    layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
-    return layers[-1] if layers else None
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ptlit import short_attention
-from ptlit.last_layer import for_those, last_layer, seen
+from ptlit.last_layer import for_those, of_all_tokens
+from ptlit.layers import layers_of
 from ptlit.pack import Pack
 from ptlit.prefix import Prefix
 
@@ -41,7 +42,7 @@ _current: ContextVar[_Reading] = ContextVar("reading")
 def packed(model: PreTrainedModel, pack: Pack) -> Iterator[None]:
     """Inside, the model reads its one row as the rows of `pack`."""
     config = model.config.get_text_config()
-    last = last_layer(model) if pack.asked is not None else None
+    last = layers_of(model)[-1] if pack.asked is not None else None
     with _within(_Reading(pack, config, config._attn_implementation, last)):
         yield
 
@@ -75,7 +76,7 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
 ) -> tuple[Tensor, None]:
     """(1, heads, S + N, D) to (1, S + N, heads, D)."""
-    key, value = seen(key, value)
+    key, value = of_all_tokens(key, value)
     half = short_attention.half_precision(_current.get().attention, query)
     if half is None:
         return _attended(module, query, key, value, mask, options), None
@@ -156,7 +157,7 @@ def can_pack(model: PreTrainedModel) -> bool:
 
 def can_narrow(model: PreTrainedModel) -> bool:
     """The same of an LM that packs, where the last layer is for those tokens alone that are asked for."""
-    return last_layer(model) is not None and _packs(model, narrow=True)
+    return bool(layers_of(model)) and _packs(model, narrow=True)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ptlit.layers import layers_of
 from ptlit.packing import as_now
 
 
@@ -20,7 +21,7 @@ def recomputing(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the layers of `model` keep no activations (the last one, where it runs for those tokens alone
     that are asked for, keeps theirs); it reads and writes no cache that remembers.
     """
-    layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
+    layers = layers_of(model)
     for layer in layers:
         layer.training = True  # the layer's own flag: what it consists of stays in eval mode
         layer.gradient_checkpointing = True

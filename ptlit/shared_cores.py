@@ -1,6 +1,6 @@
 """Threads that wait for each other do so briefly, then let go of their core.
 
-A step is ten thousand short computations, after each of which one thread waits for the other, by default
+A step is thousands of short computations, after each of which one thread waits for the other, by default
 spinning. Where another program has the core that the other thread needs, it spins in vain each time, and a
 step takes many times as long. A thirtieth of it is enough for whoever has the machine to themselves.
 """

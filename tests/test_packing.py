@@ -10,9 +10,9 @@ from methods import METHODS, make_prompt
 from tiny import ARCHITECTURES, WITHOUT_KEYS_AND_VALUES, padded_rows, tiny_lm
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ptlit import short_attention
+from ptlit.layers import layers_of
 from ptlit.lm import FrozenLM
 from ptlit.loss import learned_positions, learned_token_loss
 from ptlit.pack import Pack
@@ -227,7 +227,7 @@ def test_the_last_layer_is_for_those_asked_alone(
     keep, targets = learned_positions(labels)
     keep[0], targets = False, targets[2:]  # nothing of the first row
     tokens: list[int] = []
-    last = [each for each in lm.model.modules() if isinstance(each, GradientCheckpointingLayer)][-1]
+    last = layers_of(lm.model)[-1]
     norm = [each for each in last.modules() if "norm" in type(each).__name__.lower()][-1]
     handle = norm.register_forward_pre_hook(lambda _, given: tokens.append(given[0].numel() // 32))
     found = {}
