@@ -86,7 +86,22 @@ def by_onednn(inputs: Tensor, weight: Tensor) -> bool:
 
 def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`inputs` (..., I) and `weight` (O, I), which has no gradient, to (..., O)."""
-    return torch.ops.ptlit.product(inputs, weight, bias)  # type: ignore[no-any-return]
+    if torch.compiler.is_compiling():
+        return torch.ops.ptlit.product(inputs, weight, bias)  # type: ignore[no-any-return]
+    if not (inputs.requires_grad and torch.is_grad_enabled()):
+        return _onednn(inputs, weight, bias)
+    return _Product.apply(inputs, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight  # it never changes, so no version of it need be kept
+        return _onednn(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return product(gradient, ctx.weight.t()), None, None
 
 
 def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -98,14 +113,15 @@ def _shaped(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    ctx.weight = inputs[1]  # it never changes, so no version of it need be kept
+    ctx.weight = inputs[1]
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-    return product(gradient, ctx.weight.t()), None, None
+    return torch.ops.ptlit.product(gradient, ctx.weight.t(), None), None, None
 
 
-# An operator of its own: torch.compile takes it as it is, and asks for nothing but the shape.
+# The same as an operator, which torch.compile takes as it is, asking for nothing but the shape. For everybody
+# it would do, but for an operator of Python's autograd takes twice as long around each product.
 _OPERATORS = torch.library.Library("ptlit", "DEF")
 _OPERATORS.define("product(Tensor inputs, Tensor weight, Tensor? bias) -> Tensor")
 _OPERATORS.impl("product", _onednn, "CPU")
