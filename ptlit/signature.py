@@ -47,7 +47,8 @@ def option_mistakes(
         parameters, kinds = inspect.signature(target).parameters, annotations(target)
     except ValueError:  # written in C, without a signature
         return []
-    kinds |= {name: kinds[name] | more for name, more in (also or {}).items() if name in kinds}
+    more = {name: each for name, each in (also or {}).items() if kinds.get(name, Any) is not Any}
+    kinds |= {name: kinds[name] | each for name, each in more.items()}
     open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     named = {
         name: each

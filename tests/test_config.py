@@ -26,6 +26,11 @@ def no_lm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm, "_load_once", refuse)
 
 
+class Unannotated(torch.optim.AdamW):
+    def __init__(self, params, lr=0.001, weight_decay=0.0, betas=(0.9, 0.999)):  # type: ignore[no-untyped-def]
+        super().__init__(params, lr=lr, weight_decay=weight_decay, betas=betas)
+
+
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("train", list(overrides))
@@ -143,6 +148,11 @@ def test_one_mistake_is_one_sentence(override: str, sentence: str) -> None:
 def test_a_rate_may_be_left_to_ptlit(optimizer: str) -> None:
     assert complaints(f"optim={optimizer}", "optim.lr=auto") == []
     assert len(complaints(f"optim={optimizer}", "optim.lr=auto", "optim.weight_decay=-1")) == 1
+
+
+@pytest.mark.parametrize("rate", ["0.1", "auto", "1e-3"])
+def test_an_optimizer_that_says_nothing_of_types_is_believed(rate: str) -> None:
+    assert complaints("optim._target_=test_config.Unannotated", f"optim.lr={rate}") == []
 
 
 def test_all_mistakes_at_once() -> None:
