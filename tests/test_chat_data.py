@@ -168,6 +168,13 @@ def test_every_form_in_every_file_gives_the_same_rows(tmp_path, form, suffix):
     assert sorted(map(str, messages)) == sorted(str(dialogue(1, str(i), "Be kind.")) for i in range(30))
 
 
+def test_a_developer_is_the_system(tmp_path):
+    rows = [dialogue(1, str(i), "Be kind.") for i in range(30)]
+    usual = data_of(write(tmp_path / "system.jsonl", rows))
+    renamed = [[messages[0] | {"role": "developer"}, *messages[1:]] for messages in rows]
+    assert data_of(write(tmp_path / "developer.jsonl", renamed)).rows == usual.rows
+
+
 def test_the_input_of_an_instruction_is_part_of_the_question(tmp_path):
     file = tmp_path / "alpaca.json"
     file.write_text(

@@ -16,6 +16,7 @@ Record = Mapping[str, object]
 
 ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 ROLES |= {
+    "developer": "system",
     "human": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
