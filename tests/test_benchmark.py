@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_lm
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ptlit.benchmark import limit
 from ptlit.benchmark.agreement import TOLERANCE, Disagreement, check_agreement
 from ptlit.benchmark.answers import Questions
 from ptlit.benchmark.case import Case, Nodes, made, prompt_node
@@ -29,7 +31,7 @@ from ptlit.benchmark.engines.padded import PaddedLoss
 from ptlit.benchmark.engines.peft_answers import PeftAnswers
 from ptlit.benchmark.figures import Measurement
 from ptlit.benchmark.inference import compared
-from ptlit.benchmark.limit import necessary_operations
+from ptlit.benchmark.limit import MatrixProducts, necessary_operations
 from ptlit.benchmark.machine import check_peft
 from ptlit.benchmark.many_prompts import check_probabilities
 from ptlit.benchmark.measure import Judgement
@@ -348,6 +350,29 @@ def test_the_command_refuses_an_engine_that_computes_something_else(tmp_path: Pa
     assert f"the loss of {wrong}" in ended.stderr and "no speed is reported" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "run" / "benchmark.json").exists()
+
+
+def test_the_rate_of_products_is_that_of_a_tenth_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system books CPU time by the tick: of a single product it may miss half."""
+    made, lasted = [], []
+
+    def linear(inputs: Tensor, weight: Tensor) -> None:
+        made.append(inputs)
+
+    def spent(work, device: torch.device) -> Spent:
+        before = len(made)
+        work()
+        lasted.append((len(made) - before) * 0.004)
+        return Spent(seconds=lasted[-1], cpu_seconds=2 * lasted[-1])
+
+    monkeypatch.setattr(limit, "spent", spent)
+    monkeypatch.setattr(limit, "SHAPES", {"cpu": ((2, 3, 4),)})
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    monkeypatch.setattr(limit, "available", lambda: False)
+    rates = MatrixProducts("float32", "cpu").rates()
+    assert rates.per_second == pytest.approx(2 * 2 * 3 * 4 / 0.004)
+    assert rates.per_cpu_second == pytest.approx(rates.per_second / 2)
+    assert sum(each >= 0.1 for each in lasted) == 6  # three, and three to warm up
 
 
 def test_what_was_measured_is_told_when_engines_disagree_later(

@@ -10,6 +10,7 @@ Counted as necessary (two operations for a product and its sum):
 - in the prompt's own layers, forward and both gradients, for each virtual token.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -29,6 +30,7 @@ SHAPES = {  # (rows, from, to) of a linear layer
     "cpu": ((512, 1024, 1024), (512, 2048, 2048), (2048, 2048, 2048)),
     "cuda": ((4096, 4096, 4096), (8192, 8192, 8192), (16384, 8192, 8192)),
 }
+LONG_ENOUGH = 0.1  # seconds: Linux books the time of a thread that still runs only now and then
 Linear = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -107,8 +109,15 @@ class MatrixProducts:
         return max(by_clock), max(by_cpu)
 
     def _rates(self, linear: Linear, inputs: Tensor, weight: Tensor) -> tuple[float, float]:
-        operations = 2.0 * inputs.shape[0] * weight.numel()
-        found = [spent(lambda: linear(inputs, weight), self.device) for _ in range(3)]
+        once = spent(lambda: linear(inputs, weight), self.device)
+        times = max(1, math.ceil(LONG_ENOUGH / once.seconds))
+        operations = 2.0 * inputs.shape[0] * weight.numel() * times
+
+        def often() -> None:
+            for _ in range(times):
+                linear(inputs, weight)
+
+        found = [spent(often, self.device) for _ in range(3)]
         return (
             operations / median(each.seconds for each in found),
             operations / median(each.cpu_seconds for each in found),
