@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-# Every length of a batch is a shape of its own; oneDNN would keep the code of a thousand, a megabyte each.
+# Every length of a batch is a shape with code of its own, nearly half a megabyte for each product. oneDNN
+# would keep a thousand of them, and PyTorch, in a store of its own, a thousand too.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
 
 
 CPUINFO = Path("/proc/cpuinfo")

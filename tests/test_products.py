@@ -1,6 +1,7 @@
 """A frozen LM computes by oneDNN what it would compute by PyTorch; where it must not, it does not."""
 
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,24 @@ def test_processors_of_intel_keep_the_library_that_is_made_for_them(
     with plainly(model):
         assert not any(type(module) in PLAIN for module in model.modules())
     assert any(type(module) in PLAIN for module in model.modules()) == quick
+
+
+def test_lengths_that_do_not_come_again_leave_no_memory_behind() -> None:
+    """A megabyte and more for each length, as long as their code is kept."""
+    weights = [torch.randn(640, 192), torch.randn(192, 640), torch.randn(192, 192)]
+
+    def products_of(lengths: range) -> None:
+        for length in lengths:
+            for weight in weights:
+                product(torch.randn(length, weight.shape[1]), weight)
+                product(torch.randn(length, weight.shape[0]), weight.t())
+
+    products_of(range(100, 130))
+    before = resident_mb()
+    products_of(range(130, 250))
+    assert resident_mb() - before < 50
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
