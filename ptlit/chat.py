@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal
 from unicodedata import category
@@ -63,9 +64,11 @@ def chat(
         opened = open_run(folder, checkpoint, lm, trust_code)
         template = chat_template(opened)
         pad = opened.lm.tokenizer.pad_token_id
-        settings = generation(template.stop_ids, pad, max_new_tokens, temperature, top_p, top_k)
+        stops = template.stop_ids, template.stop_strings
+        settings = generation(*stops, pad, max_new_tokens, temperature, top_p, top_k)
         prompted_lm = opened.prompted_lm.to(device_named(device))
-        voices[name] = Voice(name, prompted_lm, template, settings, system or opened.cfg.data.get("system"))
+        said = system if system is not None else opened.cfg.data.get("system")
+        voices[name] = Voice(name, prompted_lm, template, settings, (said or "").strip())
     Chat(voices, base).go_on(spoken())
 
 
@@ -87,6 +90,8 @@ def device_named(device: str | None) -> str:
 def spoken() -> Iterator[str]:
     """Lines typed, or those of a pipe."""
     if not sys.stdin.isatty():
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # one byte in another encoding is no reason to stop
         yield from (line.rstrip("\n") for line in sys.stdin)
         return
     with suppress(ImportError):  # Windows
@@ -167,9 +172,7 @@ class Chat:
 
     def streamed(self) -> str:
         """Words appear as they are found."""
-        tokenizer = self.voice.template.tokenizer
-        streamer = Readable(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
-        return self.voice.reply(self.history, streamer)
+        return self.voice.reply(self.history, Readable(self.voice.template))
 
     def compared(self) -> str:
         """The untrained LM reads the same dialogue, the replies of the trained prompt included."""
@@ -189,8 +192,19 @@ class Chat:
 
 
 class Readable(TextStreamer):
+    """Words as they come, but for so many characters as may turn out to be the end of the turn."""
+
+    def __init__(self, template: ChatTemplate):
+        super().__init__(template.tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
+        self.end_of_turn, self.held = template.shown_end, ""
+
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        super().on_finalized_text(readable(text), stream_end)
+        text = self.held + text
+        shown = (
+            text.removesuffix(self.end_of_turn) if stream_end else text[: len(text) - len(self.end_of_turn)]
+        )
+        self.held = text[len(shown) :]
+        super().on_finalized_text(readable(shown), stream_end)
 
 
 def readable(text: str) -> str:

@@ -15,6 +15,7 @@ from ptlit.prompted_lm import PromptedLM
 
 def generation(
     stop_ids: Sequence[int],
+    stop_strings: Sequence[str],
     pad_id: int | None,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -28,6 +29,7 @@ def generation(
         max_new_tokens=max_new_tokens,
         repetition_penalty=1.0,
         eos_token_id=list(stop_ids) or None,
+        stop_strings=list(stop_strings) or None,
         pad_token_id=pad_id if pad_id is not None else next(iter(stop_ids), 0),
         **(sampled if temperature > 0 else greedy),
     )
@@ -43,6 +45,8 @@ def reply_ids(
     """The tokens that follow `read`, the one that ends the reply included."""
     ids = torch.tensor([list(read)], device=prompted_lm.lm.device)  # (1, T)
     options: dict[str, Any] = {"generation_config": settings, "streamer": streamer}
+    if settings.stop_strings:
+        options["tokenizer"] = prompted_lm.lm.tokenizer
     whole = prompted_lm.generate(ids, torch.ones_like(ids), prefix, **options)
     return whole[0, len(read) :].tolist()
 

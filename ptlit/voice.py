@@ -37,7 +37,7 @@ class Voice:
 
     def reply(self, history: Sequence[Message], streamer: BaseStreamer | None = None) -> str:
         ids = reply_ids(self.prompted_lm, self.read(history), self.settings, self.prefix, streamer)
-        return str(self.template.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return self.template.reply(ids)
 
     def read(self, history: Sequence[Message]) -> list[int]:
         system = [Message(role="system", content=self.system)] if self.system else []

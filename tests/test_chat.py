@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import tiny_lm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ptlit.chat import Readable
 from ptlit.chat import main as chat
 from ptlit.data import ChatData, ChatTemplate
 from ptlit.evaluate import main as evaluate
@@ -277,7 +278,7 @@ def test_a_process_of_its_own(trained: Path, place: Path) -> None:
 def voice_of(run: Path, max_new_tokens: int = 12) -> Voice:
     opened = open_run(run)
     template = ChatTemplate(opened.lm.tokenizer)
-    settings = generation(template.stop_ids, 0, max_new_tokens)
+    settings = generation(template.stop_ids, template.stop_strings, 0, max_new_tokens)
     return Voice("it", opened.prompted_lm, template, settings, SYSTEM)
 
 
@@ -304,6 +305,25 @@ def test_a_long_chat_loses_its_oldest_turns(
     assert voice.read(kept) == voice.template.ids([{"role": "system", "content": SYSTEM}, *kept])
     with pytest.raises(UserMistake, match="the LM reads 256 with its reply: say it shorter"):
         voice.fitting([{"role": "user", "content": "x" * 300}])
+
+
+def test_a_reply_ends_where_a_turn_of_several_tokens_does(
+    trained: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    voice = voice_of(trained)
+    tokenizer = voice.template.tokenizer
+    letters = tokenizer("abcdefghijklmnopqrstuvwxyz", add_special_tokens=False)["input_ids"]
+    voice.settings.suppress_tokens = sorted({*range(len(tokenizer))} - {*letters})
+    asked = [{"role": "user", "content": "Hi"}]
+    free = voice.reply(asked)
+    assert len(free) == 12
+    voice.template.end_of_turn = end = free[-3:]
+    assert voice.template.stop_strings == [end]
+    voice.settings.stop_strings = voice.template.stop_strings
+    capsys.readouterr()
+    assert voice.reply(asked, Readable(voice.template)) == free[: free.index(end)]
+    assert capsys.readouterr().out == free[: free.index(end)] + "\n"
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,8 @@ class ChatReport(L.Callback):
             Sample(
                 question=data.rows["test"][row]["messages"][reply - 1]["content"],
                 meant=data.rows["test"][row]["messages"][reply]["content"],
-                before=str(data.tokenizer.decode(one, skip_special_tokens=True)).strip(),
-                after=str(data.tokenizer.decode(other, skip_special_tokens=True)).strip(),
+                before=data.template.reply(one),
+                after=data.template.reply(other),
             )
             for (row, reply), one, other in zip(asked, before, after, strict=True)
         ]
@@ -77,7 +77,8 @@ class ChatReport(L.Callback):
     def _replies(
         self, prompted_lm: PromptedLM, read: Sequence[Sequence[int]], data: ChatData
     ) -> list[list[int]]:
-        settings = generation(data.template.stop_ids, data.tokenizer.pad_token_id, self.max_new_tokens)
+        stops = data.template.stop_ids, data.template.stop_strings
+        settings = generation(*stops, data.tokenizer.pad_token_id, self.max_new_tokens)
         prefix = prompted_lm.prefix()
         return [reply_ids(prompted_lm, ids, settings, prefix) for ids in read]
 

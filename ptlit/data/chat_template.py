@@ -102,11 +102,29 @@ class ChatTemplate:
     @property
     def stop_ids(self) -> list[int]:
         """The tokens that end a reply."""
-        end = token_ids([self.end_of_turn], self.tokenizer)[0]
-        eos = self.tokenizer.eos_token_id
+        end, eos = self._end_ids, self.tokenizer.eos_token_id
         return list(
             dict.fromkeys([*([eos] if isinstance(eos, int) else []), *(end if len(end) == 1 else [])])
         )
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """What ends a reply and is several tokens, so that none of them ends it alone."""
+        return [self.end_of_turn] if len(self._end_ids) > 1 else []
+
+    @property
+    def shown_end(self) -> str:
+        """What is left of the end of a turn where special tokens are not shown."""
+        return str(self.tokenizer.decode(self._end_ids, skip_special_tokens=True)).strip()
+
+    @property
+    def _end_ids(self) -> list[int]:
+        return token_ids([self.end_of_turn], self.tokenizer)[0]
+
+    def reply(self, ids: Sequence[int]) -> str:
+        """What is said in these tokens, without the end of the turn."""
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        return text.removesuffix(self.shown_end).rstrip()
 
     def lessons(self, messages: Sequence[Message], replies: Sequence[int]) -> list[Lesson]:
         """One lesson for all the replies that stand unchanged in the whole; one for each of the others."""
