@@ -32,6 +32,10 @@ from ptlit.signature import guess
 
 PATHS = ("run", "resume", "input", "output", "lm")  # keys whose values are paths
 TEMPLATE = "data.template"
+TEXTS = (  # keys whose values are texts or paths too, and may be swept
+    *("text", "system", "data.system", "data.instruction", "prompt.init.text"),
+    *("data.path", "data.val_path", "data.test_path", "model.name_or_path"),
+)
 SWEEPS = ("choice", "glob", "interval", "range", "shuffle", "sort", "tag")  # what Hydra reads as one
 LOCAL_LAUNCHERS = ("basic", "joblib")  # the others may send a job to a machine with other devices
 VALUES_TRIED = 100  # of one swept key
@@ -49,10 +53,16 @@ class Wish:
 
 
 def paths_quoted(argv: Sequence[str]) -> list[str]:
-    """Paths and templates need none of Hydra's quotes; of a template, \\n is a new line. run=a,b are two runs
-    where that is not one that exists.
+    """Paths, texts and templates need none of Hydra's quotes; of a template, \\n is a new line. run=a,b are
+    two runs where that is not one that exists, and -m makes several of a text with commas.
     """
-    return [path_quoted(word) for word in argv]
+    multirun = "-m" in argv or "--multirun" in argv
+    return [word if multirun and is_swept(word) else path_quoted(word) for word in argv]
+
+
+def is_swept(word: str) -> bool:
+    key, _, value = word.partition("=")
+    return key in TEXTS and "," in value
 
 
 def path_quoted(word: str) -> str:
@@ -62,8 +72,8 @@ def path_quoted(word: str) -> str:
         value = value.replace("\\n", "\n")
         word = f"{key}={value}"
     as_hydra_has_it = {"run": "'\"[{", TEMPLATE: "'\""}.get(key, "'\"[")
-    is_left = value in ("", "null") or value[0] in as_hydra_has_it or (key == TEMPLATE and sweep)
-    if key not in (*PATHS, "text", TEMPLATE) or is_left:
+    is_left = value in ("", "null") or value[0] in as_hydra_has_it or (key not in PATHS and sweep)
+    if key not in (*PATHS, *TEXTS, TEMPLATE) or is_left:
         return word
     several = key == "run" and "," in value and not Path(value).exists()
     quoted = ["'" + each.replace("'", "\\'") + "'" for each in (value.split(",") if several else [value])]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from ptlit import lm
@@ -359,6 +360,30 @@ def test_a_folder_of_ones_own_config(tmp_path: Path) -> None:
 )
 def test_a_template_needs_no_quotes(word: str, quoted: str) -> None:
     assert paths_quoted([word]) == [quoted]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.path=reviews (1).csv",
+        "data.val_path=it's, a=b.csv",
+        "model.name_or_path=~/my LM",
+        "system=Don't be long, please.",
+        "data.instruction=Say yes, or no",
+        "prompt.init.text=5",
+    ],
+)
+def test_a_path_or_a_text_needs_no_quotes(word: str) -> None:
+    key, _, value = word.partition("=")
+    (override,) = OverridesParser.create().parse_overrides(paths_quoted([word]))
+    assert (override.key_or_group, override.value()) == (key, value)
+    assert not override.is_sweep_override()
+
+
+def test_a_text_can_be_swept() -> None:
+    words = ["data.path=a.csv,b.csv", "prompt.init.text=choice('a','b')"]
+    assert paths_quoted(["-m", *words]) == ["-m", *words]
+    assert paths_quoted(["-m", "data.path=a (1).csv"]) == ["-m", "data.path='a (1).csv'"]
 
 
 def test_a_dictionary_with_quoted_names_is_shown_another_way() -> None:

@@ -31,10 +31,10 @@ def read_splits(
     """The splits that the source itself has: always train, perhaps val and test."""
     if path in (BUNDLED_TWEETS, BUNDLED_DIALOGUES):
         tables = {split: _bundled(path, split, subset) for split in tweets.SPLITS}
-    elif Path(path).is_dir():
-        tables = _folder(Path(path), encoding)
-    elif Path(path).is_file() or _is_file_name(path, "path"):
-        tables = {"train": read_table(Path(path).expanduser(), encoding)}
+    elif (place := Path(path).expanduser()).is_dir():
+        tables = _folder(place, encoding)
+    elif place.is_file() or _is_file_name(path, "path"):
+        tables = {"train": read_table(place, encoding)}
     else:
         tables = _hub(path, subset, label_column)
     for split, file in (("val", val_path), ("test", test_path)):
