@@ -16,7 +16,7 @@ from ptlit.data import Batch
 from ptlit.data.collate import Collate, IndexedRow
 from ptlit.data.example import encode_all
 from ptlit.data.rows import SourceRow
-from ptlit.data.texts import Survey, TextFile
+from ptlit.data.texts import Numbered, Survey, TextFile
 from ptlit.many_prompts import ManyPrompts
 from ptlit.run import Run
 from ptlit.unfinished import Unfinished
@@ -38,12 +38,14 @@ class TextBatches(IterableDataset[TextBatch]):
     def __init__(
         self,
         file: TextFile,
+        survey: Survey,
         unfinished: Unfinished,
         runs: Mapping[str, Run],
         chunk_size: int,
         batch_size: int,
     ):
         self.file = file
+        self.survey = survey
         self.unfinished = unfinished
         self.runs = runs
         self.tokenizer = next(iter(runs.values())).lm.tokenizer
@@ -63,16 +65,35 @@ class TextBatches(IterableDataset[TextBatch]):
             chunk += 1
 
     def _encoded(self, rows: list[SourceRow | str], first: int) -> list[TextRow]:
-        usable = [(i, row) for i, row in enumerate(rows, start=first) if not isinstance(row, str)]
+        numbered = enumerate(rows, start=first)
+        left_out = self.survey.without_room
+        usable = [(i, row) for i, row in numbered if not isinstance(row, str) and i not in left_out]
         found: list[TextRow] = []
         for place, (name, run) in enumerate(self.runs.items()):
             assert run.template is not None and run.label_words is not None
             spare = run.label_words.longest  # the same of a text is read as where a label follows
-            own = [(i, row) for i, row in usable if self.file.run_of(row) == name]
+            own = rows_of(name, self.file, usable)
             examples = [run.template.example(row["text"], row["fields"], spare=spare) for _, row in own]
             encoded, _ = encode_all(examples, self.tokenizer, run.max_length)
             found += [TextRow(**row, row=i, run=place) for (i, _), row in zip(own, encoded, strict=True)]
         return sorted(found, key=lambda row: -len(row["input_ids"]))
+
+
+def without_room(file: TextFile, runs: Mapping[str, Run], rows: Numbered) -> dict[int, str]:
+    """Which rows are too long for their run however much of the text is cut, and why."""
+    found: dict[int, str] = {}
+    for name, run in runs.items():
+        assert run.template is not None and run.label_words is not None
+        own = rows_of(name, file, rows)
+        fields = [row["fields"] for _, row in own]
+        bad = run.template.without_room(fields, run.label_words, run.lm.tokenizer, run.max_length)
+        found |= {own[place][0]: why for place, why in bad.items()}
+    return found
+
+
+def rows_of(name: str, file: TextFile, rows: Numbered) -> Numbered:
+    """Those that this run answers."""
+    return [(i, row) for i, row in rows if file.run_of(row) == name]
 
 
 class AnswersOfMany(L.LightningModule):

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ import pyarrow
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from ptlit.answering import Answering, AnswersOfMany, TextBatches
+from ptlit.answering import Answering, AnswersOfMany, TextBatches, without_room
 from ptlit.build import build_judge, call
 from ptlit.command import command
 from ptlit.data import LabelWords
@@ -75,7 +76,7 @@ def predict(
     )
     if run_column == file.text_column:
         raise UserMistake(f"run_column={run_column} is the column with the texts.")
-    survey = look_at(file, chunk_size, columns, setting(runs, "on_bad_row", on_bad_row))
+    survey = look_at(file, runs, chunk_size, columns, setting(runs, "on_bad_row", on_bad_row))
 
     began = time.perf_counter()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,7 @@ def predict(
     counts: Counter[tuple[str, str]] = Counter()
     with Unfinished(target, plan) as unfinished:
         size = batch_size or min(each.cfg.data.eval_batch_size for each in runs.values())
-        batches = TextBatches(file, unfinished, runs, chunk_size, size)
+        batches = TextBatches(file, survey, unfinished, runs, chunk_size, size)
         keeper = Answering(survey, unfinished, chunk_size, len(labels))
         judge = build_judge(*judge_with, [keeper])
         try:
@@ -106,7 +107,7 @@ def predict(
             label: pyarrow.string(),
             **dict.fromkeys(chances, pyarrow.float32()),
         }
-        write_rows(target, types, answered(file, unfinished, chunk_size, labels, words, counts))
+        write_rows(target, types, answered(file, survey, unfinished, chunk_size, labels, words, counts))
     print_summary(target, survey, counts, words, time.perf_counter() - began)
     return target
 
@@ -123,9 +124,9 @@ def who_answers(
     return AnswersOfMany(many), many.labels
 
 
-def look_at(file: TextFile, chunk_size: int, columns: Sequence[str], on_bad_row: str) -> Survey:
+def look_at(file: TextFile, runs: Runs, chunk_size: int, columns: Sequence[str], on_bad_row: str) -> Survey:
     """Whatever is wrong with the file, before hours are spent on it."""
-    survey = file.survey(chunk_size)
+    survey = file.survey(chunk_size, partial(without_room, file, runs))
     if survey.bad and (on_bad_row == "error" or survey.bad == survey.rows):
         remedy = "No row is left" if survey.bad == survey.rows else "Mend them or set on_bad_row=skip"
         raise UserMistake(f"{file.path} has {survey.bad_rows()}. {remedy}.")
@@ -136,6 +137,7 @@ def look_at(file: TextFile, chunk_size: int, columns: Sequence[str], on_bad_row:
 
 def answered(
     file: TextFile,
+    survey: Survey,
     unfinished: Unfinished,
     chunk_size: int,
     labels: Sequence[str],
@@ -150,7 +152,7 @@ def answered(
         if index % chunk_size == 0:
             answers = unfinished.get(index // chunk_size)
         kept = {} if isinstance(record, str) else record
-        if isinstance(row, str):
+        if isinstance(row, str) or index in survey.without_room:
             yield {**kept, **dict.fromkeys(columns)}
             continue
         run, sure = file.run_of(row), answers[index % chunk_size]

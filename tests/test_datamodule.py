@@ -127,6 +127,24 @@ def test_a_row_without_the_column_that_the_template_names_is_a_bad_row(tmp_path)
     assert sum(len(rows) for rows in data.rows.values()) == 58
 
 
+def test_a_row_whose_other_columns_leave_no_room_is_a_bad_row(tmp_path):
+    rows = [{"text": f"t{i}", "label": "ab"[i % 2], "context": "ctx "} for i in range(60)]
+    rows[50]["context"] *= 600
+    path = tmp_path / "long.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    template = "{context} {text}\nLabel:"
+    why = r"long.jsonl has 1 bad row: line 51: with 'context' it takes 2,410 tokens .*, data.max_length=256"
+    with pytest.raises(UserMistake, match=why):
+        data_of(path, template=template, max_length=256)
+    data = data_of(path, template=template, max_length=256, on_bad_row="skip")
+    assert sum(len(rows) for rows in data.rows.values()) == 59 and sum(data.skipped.values()) == 1
+    for split, rows in data.rows.items():
+        for row, encoded in zip(rows, data.encoded[split], strict=True):
+            assert f" {row['text']}\n" in TOKENIZER.decode(encoded["input_ids"])
+    with pytest.raises(UserMistake, match="take 10 tokens without any text, but data.max_length is 9"):
+        data_of(path, template=template, max_length=9, on_bad_row="skip")
+
+
 def test_braces_and_columns_in_a_template(file):
     data = data_of(file, template="{{{remark}}} {text}:")
     assert TOKENIZER.decode(data.encoded["train"][0]["input_ids"]).startswith("{note ")

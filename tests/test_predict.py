@@ -156,6 +156,30 @@ def test_the_template_asks_for_its_columns(place: Path, trained: Path) -> None:
         predict(place, "input=tweets.csv", run="topical")
 
 
+def test_a_row_that_leaves_no_room_for_its_text_is_a_bad_row(place: Path, trained: Path) -> None:
+    rows = [{"text": f"t {i}", "label": "ab"[i % 2], "context": "ctx "} for i in range(40)]
+    (place / "short.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["data.path=short.jsonl", "data.template='{context}: {text}'", "trainer.max_steps=1"]
+    train_at(place, "in_context", "experiment=prompt_tuning", *words)
+    rows[20]["context"] *= 600
+    (place / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sentence = "1 bad row: line 21: with 'context' it takes 2,404 tokens without any text, data.max_length=64"
+    with pytest.raises(SystemExit, match=f"{sentence}. Mend them or set on_bad_row=skip"):
+        predict(place, "input=long.jsonl", "chunk_size=8", run="in_context", output="roomy.jsonl")
+    assert not list(place.glob("roomy*"))
+    skip = ["input=long.jsonl", "on_bad_row=skip"]
+    answers = predict(place, *skip, "chunk_size=8", run="in_context")
+    assert [row["text"] for row in answers] == [row["text"] for row in rows]
+    assert [i for i, row in enumerate(answers) if row["prediction"] is None] == [20]
+    with pytest.raises(SystemExit, match=sentence):
+        call(place, evaluate.main, "run=in_context", "input=long.jsonl")
+    call(place, evaluate.main, "run=in_context", *skip)
+    judged = read(place / "in_context" / "evaluation" / "long.jsonl" / "predictions.csv")
+    expected = [row for i, row in enumerate(answers) if i != 20]
+    for answer, row in zip(expected, judged, strict=True):
+        assert answer["probability_a"] == pytest.approx(float(row["probability_a"]), abs=1e-5)
+
+
 CHANCES = ("probability_bad", "probability_good")
 
 

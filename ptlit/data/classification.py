@@ -17,7 +17,7 @@ from ptlit.data.example import encode_all, leading_tokens
 from ptlit.data.fewer_words import FewerWords, Row
 from ptlit.data.formats import Table, read_table
 from ptlit.data.label_words import LabelWords
-from ptlit.data.rows import Columns, SourceRow, UsableRows, clean_rows
+from ptlit.data.rows import Columns, PlacedRow, UsableRows, clean_rows
 from ptlit.data.sampler import Batches
 from ptlit.data.source_rows import SourceRows
 from ptlit.data.sources import BUNDLED_TWEETS, check_source
@@ -26,7 +26,7 @@ from ptlit.data.token_cache import Tokens
 from ptlit.mistake import UserMistake
 
 
-class ClassificationData(TextData[SourceRow]):
+class ClassificationData(TextData[PlacedRow]):
     label_words: LabelWords
 
     def __init__(
@@ -160,10 +160,10 @@ class ClassificationData(TextData[SourceRow]):
     def _label_column(self) -> str | None:
         return self.columns.label
 
-    def _cleaned(self, tables: dict[str, Table]) -> dict[str, SourceRows[SourceRow]]:
+    def _cleaned(self, tables: dict[str, Table]) -> dict[str, SourceRows[PlacedRow]]:
         columns = Columns("text", "label") if self.path == BUNDLED_TWEETS else self.columns
         labels: Collection[str] | None = self.declared
-        splits: dict[str, SourceRows[SourceRow]] = {}
+        splits: dict[str, SourceRows[PlacedRow]] = {}
         offered: dict[str, set[str]] = {}
         for split, table in tables.items():  # the training rows come first and tell the labels
             splits[split], offered[split] = self._read(split, table, columns, labels)
@@ -177,19 +177,19 @@ class ClassificationData(TextData[SourceRow]):
 
     def _read(
         self, split: str, table: Table, columns: Columns, labels: Collection[str] | None
-    ) -> tuple[SourceRows[SourceRow], set[str]]:
+    ) -> tuple[SourceRows[PlacedRow], set[str]]:
         """The rows, with those of their other columns that matter; and all that hold anything."""
         usable = clean_rows(table, columns, labels, self.template.fields)
         matter = {*self.template.fields, *(("topic",) if self.path == BUNDLED_TWEETS else ())}
         offered: set[str] = set()
 
-        def slim(record: dict[str, object], place: str) -> SourceRow | str:
+        def slim(record: dict[str, object], place: str) -> PlacedRow | str:
             row = usable.row_of(record, place)
             if isinstance(row, str):
                 return row
             offered.update(row["fields"])
             fields = {name: value for name, value in row["fields"].items() if name in matter}
-            return SourceRow(text=row["text"], label=row["label"], fields=fields)
+            return PlacedRow(text=row["text"], label=row["label"], fields=fields, place=place)
 
         return self._put_on_disk(split, UsableRows(table, slim)), offered
 
@@ -204,13 +204,20 @@ class ClassificationData(TextData[SourceRow]):
     def _how(self) -> tuple[tuple[ModuleType, ...], object]:
         return (templates,), (self.template.template, self.label_words, self.max_length)
 
-    def _tokens(self, rows: Sequence[SourceRow]) -> Tokens:
+    def _content(self, row: PlacedRow) -> object:
+        return row["text"], row["label"], row["fields"]
+
+    def _tokens(self, rows: Sequence[PlacedRow]) -> Tokens:
         names = self.label_words.names
+        fields = [row["fields"] for row in rows]
+        bad = self.template.without_room(fields, self.label_words, self.tokenizer, self.max_length)
+        good = [i for i in range(len(rows)) if i not in bad]
         lessons = self.template.lessons(
-            ((row["text"], row["fields"], names.index(row["label"])) for row in rows), self.label_words
+            ((rows[i]["text"], fields[i], names.index(rows[i]["label"])) for i in good), self.label_words
         )
         encoded, cut = encode_all(lessons, self.tokenizer, self.max_length)
-        return Tokens(encoded, range(len(rows)), cut)
+        reasons = [(i, f"{rows[i]['place']}: {why}") for i, why in bad.items()]
+        return Tokens(encoded, good, [good[i] for i in cut], reasons)
 
     def _training_rows(self, batches: Batches) -> Sequence[IndexedRow]:
         if not self.drop_words:
@@ -227,13 +234,13 @@ class ClassificationData(TextData[SourceRow]):
         )
 
     @property
-    def _shown(self) -> Callable[[SourceRow], Row]:
+    def _shown(self) -> Callable[[PlacedRow], Row]:
         return partial(as_shown, self.label_words.names, self.path == BUNDLED_TWEETS)
 
-    def _text(self, row: SourceRow) -> str:
+    def _text(self, row: PlacedRow) -> str:
         return row["text"]
 
-    def _stratum(self, row: SourceRow) -> str:
+    def _stratum(self, row: PlacedRow) -> str:
         return row["label"]
 
     def _counts(self, split: str) -> dict[str, int]:
@@ -241,7 +248,7 @@ class ClassificationData(TextData[SourceRow]):
         return {name: counts[i] for i, name in enumerate(self.label_words.names)}
 
 
-def as_shown(names: Sequence[str], has_topic: bool, row: SourceRow) -> Row:
+def as_shown(names: Sequence[str], has_topic: bool, row: PlacedRow) -> Row:
     group = row["fields"].get("topic") if has_topic else None
     return Row(text=row["text"], label=names.index(row["label"]), group=group, fields=row["fields"])
 

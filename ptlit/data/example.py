@@ -66,7 +66,7 @@ def encode_all(
     cut = []
     for example, stretch in zip(examples, stretches, strict=True):
         row = _assembled(example, stretch, [next(ids) for _ in stretch], leading, tokenizer)
-        if max_length is not None and (excess := _length(row) + example.spare - max_length) > 0:
+        if max_length is not None and (excess := length(row) + example.spare - max_length) > 0:
             row = _cut(example, excess, leading, tokenizer, max_length)
             cut.append(len(rows))
         rows.append(row)
@@ -128,7 +128,7 @@ def _assembled(
     return EncodedRow(input_ids=input_ids, labels=labels, label=example.label)
 
 
-def _length(row: EncodedRow) -> int:
+def length(row: EncodedRow) -> int:
     """In words of the LM: what is learned takes no text's place."""
     return sum(token >= 0 for token in row["input_ids"])
 
@@ -141,7 +141,7 @@ def _cut(
         stretches = _stretches(example)
         ids = token_ids([part.text for part in stretches], tokenizer)
         row = _assembled(example, stretches, ids, leading, tokenizer)
-        excess = _length(row) + example.spare - max_length
+        excess = length(row) + example.spare - max_length
         if excess <= 0:
             return row
     needed = max_length + excess

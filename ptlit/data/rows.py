@@ -18,6 +18,10 @@ class SourceRow(TypedDict):
     fields: dict[str, str]  # the other columns
 
 
+class PlacedRow(SourceRow):
+    place: str  # in its file
+
+
 @dataclass(frozen=True)
 class Columns:
     text: str

@@ -3,12 +3,12 @@
 `{soft:10}` is a place for ten virtual tokens. Without any such slot all stand before the row.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from string import Formatter
 
 from transformers import PreTrainedTokenizerBase
 
-from ptlit.data.example import NO_LABEL, Example, Segment, encode_all
+from ptlit.data.example import NO_LABEL, Example, Segment, encode, encode_all, length
 from ptlit.data.label_words import LabelWords
 from ptlit.mistake import UserMistake
 
@@ -40,6 +40,7 @@ class Template:
         self.fields = tuple(field for _, field, _ in self.pieces if field not in (None, SLOT))
         if self.fields.count("text") != 1:
             raise UserMistake(f"data.template {template!r} must hold the field {{text}} exactly once.")
+        self.other_fields = tuple(field for field in dict.fromkeys(self.fields) if field != "text")
         # White space at the very end belongs to the first learned token: " good" is not "good".
         literal, field, _ = self.pieces[-1]
         self.lead = literal[len(literal.rstrip()) :] if field is None else ""
@@ -104,14 +105,39 @@ class Template:
             for text, fields, label in rows
         ]
 
+    def without_room(
+        self,
+        rows: Sequence[Mapping[str, str]],
+        words: LabelWords,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+    ) -> dict[int, str]:
+        """Which rows cannot be read however much of their text is cut, and why: their other columns leave no
+        room. That the template by itself leaves none is no row's fault, but a mistake.
+        """
+        if not self.other_fields:
+            return {}
+
+        def bare(fields: Mapping[str, str]) -> Example:
+            return self.example("", fields, spare=words.longest)
+
+        encode(bare(dict.fromkeys(self.other_fields, "")), tokenizer, max_length)
+        read, _ = encode_all([bare(fields) for fields in rows], tokenizer, None)
+        taken = [length(row) + words.longest for row in read]
+        columns = " and ".join(map(repr, self.other_fields))
+        return {
+            place: f"with {columns} it takes {tokens:,} tokens without any text, data.max_length={max_length}"
+            for place, tokens in enumerate(taken)
+            if tokens > max_length
+        }
+
 
 def content_free(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """The template around words that say nothing: what an LM answers then is its own leaning.
 
     Zhao et al. (2021), "Calibrate Before Use".
     """
-    columns = [name for name in template.fields if name != "text"]
-    empty = [template.example(word, dict.fromkeys(columns, word)) for word in SAYING_NOTHING]
+    empty = [template.example(word, dict.fromkeys(template.other_fields, word)) for word in SAYING_NOTHING]
     rows, _ = encode_all(empty, tokenizer, max_length=None)
     return [row["input_ids"] for row in rows if row["input_ids"]]
 

@@ -1,7 +1,8 @@
 """A file of texts to be answered, however long: it is gone through several times and never held."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from ptlit.data.formats import Record, stream_table
@@ -9,6 +10,8 @@ from ptlit.data.outputs import ColumnTypes
 from ptlit.data.rows import SHOWN, Columns, SourceRow, clean_row, lacking, missing
 from ptlit.data.templates import Template
 from ptlit.mistake import UserMistake
+
+Numbered = Sequence[tuple[int, SourceRow]]  # rows with their numbers in the file, from 0
 
 
 @dataclass
@@ -20,10 +23,16 @@ class Survey:
     usable: list[int] = field(default_factory=list)  # rows of each chunk
     bad: int = 0
     reasons: list[str] = field(default_factory=list)  # of the first bad rows
+    without_room: set[int] = field(default_factory=set)  # bad ones that only their tokens tell, by number
 
     def bad_rows(self) -> str:
         more = f"; and {self.bad - SHOWN:,} more" if self.bad > SHOWN else ""
         return f"{self.bad:,} bad row{'s' if self.bad > 1 else ''}: {'; '.join(self.reasons)}{more}"
+
+    def add_bad(self, reason: str) -> None:
+        self.bad += 1
+        if len(self.reasons) < SHOWN:
+            self.reasons.append(reason)
 
 
 @dataclass(frozen=True)
@@ -74,22 +83,27 @@ class TextFile:
         return lacking(row, self._needed(name)) or row
 
     def _needed(self, name: str) -> list[str]:
-        return [field for field in self.templates[name].fields if field != "text"]
+        return list(self.templates[name].other_fields)
 
-    def survey(self, chunk_size: int) -> Survey:
+    def survey(
+        self, chunk_size: int, without_room: Callable[[Numbered], Mapping[int, str]] = lambda rows: {}
+    ) -> Survey:
+        """`without_room` says which rows are too long to be read, and why."""
         found = Survey(ColumnTypes.of(self.path))
-        for place, record, row in self.rows():
-            if found.rows % chunk_size == 0:
-                found.usable.append(0)
-            found.rows += 1
-            if not isinstance(record, str):
-                found.columns.see(record)
-            if not isinstance(row, str):
-                found.usable[-1] += 1
-                continue
-            found.bad += 1
-            if len(found.reasons) < SHOWN:
-                found.reasons.append(f"{place}: {row}")
+        rows = self.rows()
+        while here := list(islice(rows, chunk_size)):
+            numbered = list(enumerate(here, start=found.rows))
+            too_long = without_room([(i, row) for i, (_, _, row) in numbered if not isinstance(row, str)])
+            found.without_room.update(too_long)
+            found.usable.append(0)
+            for i, (place, record, row) in numbered:
+                if not isinstance(record, str):
+                    found.columns.see(record)
+                if isinstance(row, str) or i in too_long:
+                    found.add_bad(f"{place}: {row if isinstance(row, str) else too_long[i]}")
+                else:
+                    found.usable[-1] += 1
+            found.rows += len(here)
         if not found.rows:
             raise UserMistake(f"{self.path} is empty: it holds no row.")
         return found
