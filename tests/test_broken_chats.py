@@ -70,6 +70,22 @@ BAD = {
         {"messages": [USER, REPLY | {"content": 4}]},
         "message 2 .assistant. is a int, not text",
     ),
+    "weight": (
+        {"messages": [USER, REPLY | {"weight": 0.5}]},
+        "message 2 .assistant. has the weight 0.5: give 1",
+    ),
+    "nothing to learn": (
+        {"messages": [USER, REPLY | {"weight": 0}, USER]},
+        "all replies have the weight 0, so there is nothing to learn",
+    ),
+    "tool call": (
+        {"messages": [USER, {"role": "assistant", "content": "Wait.", "tool_calls": [{"id": "1"}]}]},
+        "message 2: 'tool_calls' is not empty, and ptlit does not read it: write the call as text",
+    ),
+    "tools": (
+        {"messages": [USER, REPLY], "tools": [{"type": "function"}]},
+        "'tools' is not empty, and ptlit does not read it: describe them in the system prompt",
+    ),
     "NUL": ({"messages": [USER, REPLY | {"content": "a\0b"}]}, "message 2 .assistant. holds a NUL byte"),
     "surrogate": ({"messages": [USER, REPLY | {"content": "\ud83d"}]}, "holds half a character"),
 }
@@ -87,6 +103,19 @@ def test_a_bad_row_is_named_with_file_and_line_or_skipped(tmp_path, bad, expecte
     data = data_of(file, on_bad_row="skip")
     assert sum(split["skipped"] for split in data.summary()["splits"].values()) == 1
     assert sum(len(rows) for rows in data.rows.values()) == 40
+
+
+def test_a_history_is_not_lost_in_silence(tmp_path):
+    rows = [{"instruction": f"Say {i}!", "output": f"{i}.", "history": []} for i in range(30)]
+    rows[3]["history"] = [["Hi", "Hello"]]
+    file = tmp_path / "alpaca.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(
+        UserMistake, match="line 4: 'history' is not empty.*write the whole dialogue as 'mess"
+    ):
+        data_of(file)
+    data = data_of(file, on_bad_row="skip")
+    assert sum(len(rows) for rows in data.rows.values()) == 29
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -11,6 +11,7 @@ from ptlit.data import ChatTemplate, encoding
 from ptlit.data.dialogues import SPLITS, dialogues
 from ptlit.data.example import NOT_LEARNED
 from ptlit.data.splitting import same_text
+from ptlit.mistake import UserMistake
 
 
 @pytest.fixture
@@ -173,6 +174,24 @@ def test_a_developer_is_the_system(tmp_path):
     usual = data_of(write(tmp_path / "system.jsonl", rows))
     renamed = [[messages[0] | {"role": "developer"}, *messages[1:]] for messages in rows]
     assert data_of(write(tmp_path / "developer.jsonl", renamed)).rows == usual.rows
+
+
+@pytest.mark.parametrize("nothing", [0, False])
+def test_a_reply_of_weight_0_is_read_and_not_learned(tmp_path, nothing):
+    rows = []
+    for i in range(30):
+        row = dialogue(3, f"no. {i}")
+        row[1]["weight"], row[3]["weight"], row[0]["tool_calls"] = 1, nothing, []
+        rows.append(row)
+    data = data_of(write(tmp_path / "weights.jsonl", rows))
+    plain = data_of(write(tmp_path / "plain.jsonl", [dialogue(3, f"no. {i}") for i in range(30)]))
+    for split, encoded in data.encoded.items():
+        for row, other in zip(encoded, plain.encoded[split], strict=True):
+            first, _, last = learned_stretches(other)
+            assert row["input_ids"] == other["input_ids"] and learned_stretches(row) == [first, last]
+    rows[5][5]["weight"] = nothing
+    with pytest.raises(UserMistake, match="line 6: the last reply has the weight 0, so there is nothing"):
+        data_of(write(tmp_path / "weights.jsonl", rows), learn="last_reply")
 
 
 def test_the_input_of_an_instruction_is_part_of_the_question(tmp_path):

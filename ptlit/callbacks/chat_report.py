@@ -62,11 +62,15 @@ class ChatReport(L.Callback):
             module.log("forgetting/perplexity_trained", perplexity(prompted_lm, own))
 
     def _questions(self, data: ChatData, prompted_lm: PromptedLM) -> list[tuple[int, int]]:
-        """Rows of test and the place of their first reply, where the LM has room for one."""
+        """Rows of test and the place of their first reply whose weight is not 0, if the LM has room."""
         longest = prompted_lm.lm.shape.max_positions
         found = []
         for row, dialogue in enumerate(data.rows["test"]):
-            reply = next(i for i, said in enumerate(dialogue["messages"]) if said["role"] == "assistant")
+            reply = next(
+                i
+                for i, said in enumerate(dialogue["messages"])
+                if said["role"] == "assistant" and "weight" not in said
+            )
             needed = len(data.template.ids(dialogue["messages"][:reply])) + self.max_new_tokens
             if longest is None or prompted_lm.num_virtual_tokens + needed <= longest:
                 found.append((row, reply))

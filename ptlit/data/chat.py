@@ -140,6 +140,9 @@ class ChatData(TextData[Dialogue]):
             messages = read_dialogue(record, kind, self.system)
             if isinstance(messages, str):
                 return messages
+            if not self._learned(messages):
+                which = "the last reply has" if self.learn == "last_reply" else "all replies have"
+                return f"{which} the weight 0, so there is nothing to learn"
             if messages[-1]["role"] == "user":
                 unanswered += 1
                 messages = messages[:-1]
@@ -207,7 +210,8 @@ class ChatData(TextData[Dialogue]):
 
     def _learned(self, messages: Sequence[Message]) -> list[int]:
         replies = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-        return replies if self.learn == "all_replies" else replies[-1:]
+        chosen = replies if self.learn == "all_replies" else replies[-1:]
+        return [place for place in chosen if "weight" not in messages[place]]
 
     def _read(self, lessons: Sequence[tuple[int, Lesson]]) -> list[tuple[EncodedRow, bool]]:
         """The tokens of each, and whether every reply stands behind exactly what inference would read."""

@@ -23,6 +23,7 @@ ROLES |= {
     "bot": "assistant",
     "model": "assistant",
 }
+NOTHING: tuple[object, ...] = (None, "", [], {}, "[]")  # as files write it
 
 
 class BadDialogue(ValueError):
@@ -42,6 +43,7 @@ def read_dialogue(record: Record, kind: Format, system: str | None = None) -> li
         if name not in record:
             return missing(name, list(record))
     try:
+        _refuse(record, "tools", "describe them in the system prompt, or leave the column empty")
         messages = form.messages(record)
         own = record.get("system")
         if own not in (None, "") and messages and messages[0]["role"] != "system":
@@ -89,18 +91,38 @@ def _turns(column: str, role_key: str, content_key: str) -> Callable[[Record], l
             raise BadDialogue(
                 f"message {number} is a {type(turn).__name__}, not {role_key!r}, {content_key!r}"
             )
+        remedy = "write the call as text into its content, or leave the dialogue out"
+        _refuse(turn, "tool_calls", remedy, of=f"message {number}: ")
         for key in (role_key, content_key):
             if key not in turn:
                 raise BadDialogue(f"message {number} has no {key!r}")
         role = turn[role_key]
         if not isinstance(role, str) or role not in ROLES:
             raise BadDialogue(f"message {number} has the role {role!r}, which is none of {', '.join(ROLES)}")
-        return _message(ROLES[role], turn[content_key], f"message {number} ({role})")
+        name = f"message {number} ({role})"
+        message = _message(ROLES[role], turn[content_key], name)
+        return _weighed(message, turn.get("weight"), name) if message["role"] == "assistant" else message
 
     return read
 
 
+def _weighed(reply: Message, weight: object, name: str) -> Message:
+    """OpenAI's way to say which replies are learned."""
+    if weight is None or weight == 1:
+        return reply
+    if weight != 0:
+        raise BadDialogue(f"{name} has the weight {weight!r}: give 1 for a reply to learn, 0 to only read it")
+    return Message(**reply, weight=0)
+
+
+def _refuse(record: Record, key: str, remedy: str, of: str = "") -> None:
+    """What would be lost in silence."""
+    if record.get(key) not in NOTHING:
+        raise BadDialogue(f"{of}{key!r} is not empty, and ptlit does not read it: {remedy}")
+
+
 def _alpaca(record: Record) -> list[Message]:
+    _refuse(record, "history", "write the whole dialogue as 'messages', or leave the column empty")
     question = _message("user", record["instruction"], "the instruction")
     more = record.get("input")
     if more is not None and more != "":

@@ -72,10 +72,11 @@ class ChatTemplate:
 
     def text(self, messages: Sequence[Message], ask: bool) -> str:
         """The dialogue so far; with `ask` it ends where the LM is to reply."""
+        said = [{"role": message["role"], "content": message["content"]} for message in messages]
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(messages),  # type: ignore[arg-type]
+                    said,
                     chat_template=self.template,
                     tokenize=False,
                     add_generation_prompt=ask,

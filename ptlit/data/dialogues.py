@@ -12,7 +12,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import yaml
 
@@ -33,6 +33,7 @@ Turns = tuple[str, ...]  # question, answer, question, answer ...
 class Message(TypedDict):
     role: str
     content: str
+    weight: NotRequired[Literal[0]]  # of a reply that is read, not learned
 
 
 class BundledDialogue(TypedDict):
