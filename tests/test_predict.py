@@ -118,6 +118,15 @@ def test_columns_are_kept_in_every_format(place: Path, trained: Path) -> None:
     )
 
 
+def test_columns_without_a_name_are_kept(place: Path, trained: Path) -> None:
+    """An index that pandas wrote, and the commas that Excel leaves at the end."""
+    (place / "unnamed.csv").write_text(",text,title,,\n0,x 0,t,p0,q0\n1,x 1,t,,\n")
+    answers = predict(place, "input=unnamed.csv", output="unnamed_out.csv")
+    kept = [list(row.values())[:5] for row in answers]
+    assert kept == [["0", "x 0", "t", "p0", "q0"], ["1", "x 1", "t", "", ""]]
+    assert list(answers[0]) == ["", "text", "title", "unnamed 4", "unnamed 5", "prediction", *CHANCES]
+
+
 def test_types_of_parquet_are_kept(place: Path, trained: Path) -> None:
     day = pyarrow.array([1, 2, None], pyarrow.date32())
     nested = pyarrow.array([[1], [], None], pyarrow.list_(pyarrow.int8()))

@@ -147,6 +147,12 @@ def test_an_excel_byte_order_mark_is_no_part_of_the_header(tmp_path):
     assert rows_of(file)[0][0]["text"] == "a"
 
 
+def test_columns_without_a_name_do_no_harm(tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text(",text,label,,\n0,a,x,,\n1,b,y,,\n")
+    assert [(row["text"], row["label"]) for row in rows_of(file)[0]] == [("a", "x"), ("b", "y")]
+
+
 def test_broken_json_and_parquet_files_are_named(tmp_path):
     for name in ("mine.json", "mine.parquet"):
         (tmp_path / name).write_text("[{")

@@ -79,8 +79,8 @@ def _csv(file: Path, encoding: str) -> Table:
     _, header = first
     if isinstance(header, str) or any(problem_with_text(name) for name in header):
         raise UserMistake(f"{file}, line 1: the header cannot be read as {encoding}; set data.encoding.")
-    columns = tuple(name.strip() for name in header)
-    if repeated := {name for name in columns if name and columns.count(name) > 1}:
+    columns = _named([name.strip() for name in header])
+    if repeated := {name for name in columns if columns.count(name) > 1}:
         raise UserMistake(f"{file}, line 1: the column {min(repeated)!r} stands there more than once.")
 
     def records() -> Iterator[tuple[int, Record]]:
@@ -88,6 +88,12 @@ def _csv(file: Path, encoding: str) -> Table:
         return ((line, _csv_record(row, columns)) for line, row in rows)
 
     return Table(str(file), "line", Records(records), columns)
+
+
+def _named(header: list[str]) -> tuple[str, ...]:
+    """One name may be blank, as that of an index is; further blank ones would hide each other's values."""
+    blank = header.index("") if "" in header else None
+    return tuple(name or ("" if i == blank else f"unnamed {i + 1}") for i, name in enumerate(header))
 
 
 def _csv_rows(file: Path, encoding: str) -> Iterator[tuple[int, list[str] | str]]:
