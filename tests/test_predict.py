@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ptlit import evaluate
 from ptlit.data import Template
-from ptlit.data.outputs import write_rows
+from ptlit.data.outputs import GROUP, ColumnTypes, write_rows
 from ptlit.data.texts import TextFile
 from ptlit.predict import main
 from ptlit.unfinished import Unfinished, contents
@@ -137,6 +137,20 @@ def test_types_of_parquet_are_kept(place: Path, trained: Path) -> None:
     assert kept.select(source.column_names).equals(source)
     assert kept.schema.field("probability_bad").type == pyarrow.float32()
     assert predict(place, "input=typed.parquet")[0]["day"] == "1970-01-02"
+
+
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_long_numbers_and_fractions_far_apart_are_text(tmp_path: Path, is_turned: bool) -> None:
+    """As they are close together: no number of Parquet's holds both."""
+    ids = [2**53 + 1 + 2 * i for i in range(GROUP)] + [i + 0.5 for i in range(GROUP)]
+    rows = [{"id": each, "small": int(each) % 7 if each > GROUP else 0.5} for each in ids]
+    columns = ColumnTypes()
+    for row in rows[::-1] if is_turned else rows:
+        columns.see(row)
+    write_rows(tmp_path / "out.parquet", columns.types(), rows)
+    written = read(tmp_path / "out.parquet")
+    assert [row["id"] for row in written] == [str(each) for each in ids]
+    assert [row["small"] for row in written] == [float(row["small"]) for row in rows]
 
 
 def test_bad_rows_keep_their_place(place: Path, trained: Path, capsys: pytest.CaptureFixture) -> None:

@@ -24,6 +24,7 @@ class ColumnTypes:
     def __init__(self, known: Types | None = None) -> None:
         self.found: dict[str, pyarrow.DataType] = dict(known or {})
         self.is_known = known is not None
+        self._beyond_double: set[str] = set()  # columns with integers that would be rounded
         self._waiting: list[Row] = []
 
     @classmethod
@@ -41,13 +42,20 @@ class ColumnTypes:
 
     def types(self) -> dict[str, pyarrow.DataType]:
         self._look()
-        return {name: TEXT if pyarrow.types.is_null(kind) else kind for name, kind in self.found.items()}
+        return {name: self._settled(name, kind) for name, kind in self.found.items()}
+
+    def _settled(self, name: str, kind: pyarrow.DataType) -> pyarrow.DataType:
+        is_rounded = pyarrow.types.is_floating(kind) and name in self._beyond_double
+        return TEXT if is_rounded or pyarrow.types.is_null(kind) else kind
 
     def _look(self) -> None:
         names = dict.fromkeys(name for record in self._waiting for name in record)
         for name in names:
-            here = type_of([record.get(name) for record in self._waiting])
+            values = [record.get(name) for record in self._waiting]
+            here = type_of(values)
             self.found[name] = common_type(self.found.get(name, pyarrow.null()), here)
+            if pyarrow.types.is_integer(here) and not fit_double(values):
+                self._beyond_double.add(name)
         self._waiting.clear()
 
 
@@ -57,6 +65,14 @@ def type_of(values: list[object]) -> pyarrow.DataType:
     except (pyarrow.ArrowException, UnicodeEncodeError, OverflowError):
         return TEXT
     return TEXT if pyarrow.types.is_nested(kind) else kind  # as JSON
+
+
+def fit_double(integers: list[object]) -> bool:
+    try:
+        pyarrow.array(integers, pyarrow.float64())
+    except pyarrow.ArrowException:
+        return False
+    return True
 
 
 def common_type(one: pyarrow.DataType, other: pyarrow.DataType) -> pyarrow.DataType:
