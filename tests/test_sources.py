@@ -141,6 +141,25 @@ def test_an_encoding_can_be_named(tmp_path):
         rows_of(file, encoding="utf-99")
 
 
+@pytest.mark.parametrize("name", ["mine.csv", "mine.jsonl", "mine.json"])
+def test_a_file_without_the_mark_of_its_encoding_is_a_mistake(tmp_path, name):
+    file = tmp_path / name
+    file.write_bytes("text,label\nschön,x\n".encode("utf-16-le"))
+    with pytest.raises(UserMistake, match=f"{name} cannot be read as utf-16 .*BOM.*: set another data.enc"):
+        rows_of(file, encoding="utf-16")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf8", "UTF-8", "utf-8-sig"])
+def test_a_byte_order_mark_is_no_text_where_the_encoding_is_named(tmp_path, encoding):
+    for name, content in (
+        ("mine.csv", b"text,label\na,x\n"),
+        ("mine.jsonl", b'{"text": "a", "label": "x"}\n'),
+        ("mine.json", b'[{"text": "a", "label": "x"}]'),
+    ):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
+        assert [row["text"] for row in rows_of(tmp_path / name, encoding=encoding)[0]] == ["a"]
+
+
 def test_an_excel_byte_order_mark_is_no_part_of_the_header(tmp_path):
     file = tmp_path / "mine.csv"
     file.write_bytes(b"\xef\xbb\xbftext,label\na,x\n")

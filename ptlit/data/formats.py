@@ -64,12 +64,21 @@ def stream_table(file: Path, encoding: str | None = None) -> Table:
 
 def _lines(file: Path, encoding: str, newline: str) -> Iterator[str]:
     try:
-        with file.open(encoding=encoding, errors="ptlit.mark", newline=newline) as lines:
+        with file.open(encoding=_past_mark(encoding), errors="ptlit.mark", newline=newline) as lines:
             yield from lines
     except LookupError as error:
         raise UserMistake(f"data.encoding={encoding!r} is no encoding that Python knows.") from error
+    except UnicodeError as error:  # a whole stream is refused: bytes that do not fit are marked
+        raise UserMistake(
+            f"{file} cannot be read as {encoding} ({error}): set another data.encoding, such as utf-16-le."
+        ) from error
     except OSError as error:
         raise UserMistake(f"{file} cannot be read: {error.strerror}.") from error
+
+
+def _past_mark(encoding: str) -> str:
+    """A byte order mark, as Excel writes it, is no part of the text."""
+    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
 
 
 def _csv(file: Path, encoding: str) -> Table:
