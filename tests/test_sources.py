@@ -80,6 +80,30 @@ def test_a_quote_left_open_costs_one_row_only(tmp_path):
     assert len(rows) == 20 and skipped == 1
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_text_may_be_as_long_as_a_book(tmp_path, suffix):
+    file = tmp_path / f"mine{suffix}"
+    mark = "\t" if suffix == ".tsv" else ","
+    book = '"' + "A line of it.\n" * 70_000 + 'End."'
+    file.write_text(f"text{mark}label\n{book}{mark}x\n{'word ' * 200_000}{mark}y\n")
+    rows, _ = rows_of(file)
+    assert [(len(row["text"]), row["label"]) for row in rows] == [(len(book) - 2, "x"), (999_999, "y")]
+
+
+@pytest.mark.parametrize("last", ["good", 'A screen of 15"'])  # which closes the quote
+def test_a_quote_left_open_in_a_large_file_costs_one_row_only(tmp_path, last):
+    file = tmp_path / "mine.csv"
+    count = 4_000 if last == "good" else 100  # 20 MB, or less than a field may hold
+    with file.open("w") as rows:
+        rows.write('text,label\n"bad,x\n')
+        rows.writelines(f"{'good ' * 1_000},y\n" for _ in range(count))
+        rows.write(f"{last},y\n")
+    records = list(read_table(file).records)
+    assert "is a quote left open" in records[0][1] and records[-1][1] == {"text": last, "label": "y"}
+    assert all(isinstance(record, dict) for _, record in records[1:])
+    assert [number for number, _ in records] == list(range(2, len(file.read_text().splitlines()) + 1))
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

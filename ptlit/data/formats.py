@@ -23,7 +23,10 @@ Record = dict[str, object] | str
 UNDECODABLE = "\udc80"  # a lone surrogate: no valid file decodes to one
 UNREADABLE_JSON = "JSON with a number too long, or lists too deep, to be read"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # an escape in JSON can make one, and no tokenizer takes it
+LONG_FIELD = 2**17  # characters in a CSV; Python's own limit, which the text of a book is beyond
+LONGEST_FIELD = 2**24
 
+csv.field_size_limit(LONGEST_FIELD)  # of the whole process: there is no other
 codecs.register_error("ptlit.mark", lambda error: (UNDECODABLE, error.end))  # type: ignore[attr-defined]
 
 
@@ -112,6 +115,7 @@ def _csv_rows(file: Path, encoding: str) -> Iterator[tuple[int, list[str] | str]
     number = 1  # of the line on which a row begins
     taken: list[str] = []  # the lines of that row
     again: deque[str] = deque()  # lines that a broken row had swallowed
+    width = 0  # of the header
 
     def feed() -> Iterator[str]:
         while (line := again.popleft() if again else next(lines, None)) is not None:
@@ -121,6 +125,9 @@ def _csv_rows(file: Path, encoding: str) -> Iterator[tuple[int, list[str] | str]
     while True:
         try:
             for row in csv.reader(feed(), delimiter=delimiter, strict=True):
+                width = width or len(row)
+                if _are_rows(taken[1:-1], width, delimiter):
+                    raise csv.Error("a field that holds rows")
                 if row:  # not a blank line
                     yield number, row
                 number += len(taken)
@@ -131,6 +138,13 @@ def _csv_rows(file: Path, encoding: str) -> Iterator[tuple[int, list[str] | str]
             again.extendleft(reversed(taken[1:]))
             number += 1
             taken.clear()
+
+
+def _are_rows(lines: list[str], width: int, delimiter: str) -> bool:
+    """Swallowed by a quote left open, which another one, far below, closes by chance."""
+    if width < 2 or sum(map(len, lines)) < LONG_FIELD:
+        return False
+    return sum(line.count(delimiter) == width - 1 for line in lines) > 0.9 * len(lines)
 
 
 def _csv_record(row: list[str] | str, columns: tuple[str, ...]) -> Record:
