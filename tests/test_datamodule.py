@@ -74,6 +74,25 @@ def test_label_words_are_found_or_declared(file):
         data_of(file, label_words={"good": " yes", "fine": " no"})
 
 
+@pytest.mark.parametrize("names", [("true", "false"), ("True", "False"), ("TRUE", "FALSE")])
+def test_booleans_of_a_config_are_the_labels_of_the_file(tmp_path, names):
+    file = tmp_path / "facts.csv"
+    lines = [f"fact {i},{names[i % 2]}" for i in range(40)]
+    file.write_text("\n".join(["text,label", *lines]))
+    data = data_of(file, label_words={True: " yes", False: " no"}, class_weights={False: 1.0, True: 2.0})
+    assert data.label_words.names == names and data.class_weights == (2.0, 1.0)
+    assert data_of(file, class_weights={True: 2.0, False: 1.0}).class_weights == (1.0, 2.0)
+
+
+def test_of_two_spellings_a_boolean_is_the_one_in_lower_case(tmp_path):
+    file = tmp_path / "facts.csv"
+    file.write_text(
+        "\n".join(["text,label", *(f"fact {i},{('true', 'false')[i % 2]}" for i in range(40)), "b,True"])
+    )
+    with pytest.raises(UserMistake, match="line 42: the label 'True' is none of true, false"):
+        data_of(file, label_words={True: " yes", False: " no"})
+
+
 def test_a_label_that_training_never_shows_is_a_bad_row(tmp_path, file):
     val = tmp_path / "val.csv"
     val.write_text("text,label,remark\na,good,\nb,ugly,\n")

@@ -92,6 +92,7 @@ class ClassificationData(TextData[PlacedRow]):
         self.columns = Columns(text_column, label_column)
         self.template = Template(template)
         self.slots = self.template.slots
+        self._label_words = label_words
         self.declared = {str(name): word for name, word in label_words.items()} if label_words else None
         self.calibrate = calibrate
         if not 0 <= drop_words < 1:
@@ -117,7 +118,7 @@ class ClassificationData(TextData[PlacedRow]):
         elif isinstance(weights, dict):
             if wrong := [weight for weight in weights.values() if not 0 < weight < math.inf]:
                 raise UserMistake(f"data.class_weights={weights}: {wrong[0]} must be a number above 0.")
-            if names is not None and set(map(str, weights)) != set(names):
+            if names is not None and {spelled(name, names) for name in weights} != set(names):
                 raise UserMistake(
                     f"data.class_weights={weights} must give a weight to each label: {', '.join(names)}."
                 )
@@ -152,7 +153,7 @@ class ClassificationData(TextData[PlacedRow]):
             rows = sum(counts.values())
             return tuple(rows / (len(names) * max(counts[name], 1)) for name in names)
         if isinstance(weights, dict):
-            by_name = {str(name): weight for name, weight in weights.items()}
+            by_name = {spelled(name, names): weight for name, weight in weights.items()}
             return tuple(float(by_name[name]) for name in names)
         return None
 
@@ -162,6 +163,7 @@ class ClassificationData(TextData[PlacedRow]):
 
     def _cleaned(self, tables: dict[str, Table]) -> dict[str, SourceRows[PlacedRow]]:
         columns = Columns("text", "label") if self.path == BUNDLED_TWEETS else self.columns
+        self._spell_booleans(tables["train"], columns)
         labels: Collection[str] | None = self.declared
         splits: dict[str, SourceRows[PlacedRow]] = {}
         offered: dict[str, set[str]] = {}
@@ -170,6 +172,12 @@ class ClassificationData(TextData[PlacedRow]):
             labels = labels or sorted(splits[split].traits.counts())
         self.template.check_fields(offered["train"])
         return splits
+
+    def _spell_booleans(self, table: Table, columns: Columns) -> None:
+        """Before any row is judged by its label, as the training rows spell theirs."""
+        if self._label_words and any(isinstance(name, bool) for name in self._label_words):
+            found = {row["label"] for row in clean_rows(table, columns, None)}
+            self.declared = {spelled(name, found): word for name, word in self._label_words.items()}
 
     def groups(self, split: str) -> list[str | None]:
         """Of each row, where rows have one."""
@@ -246,6 +254,15 @@ class ClassificationData(TextData[PlacedRow]):
     def _counts(self, split: str) -> dict[str, int]:
         counts = Counter(self.encoded[split].label)
         return {name: counts[i] for i, name in enumerate(self.label_words.names)}
+
+
+def spelled(name: object, labels: Collection[str]) -> str:
+    """As one of the labels is: a config makes the same boolean of true, True and TRUE. Where several are
+    there it is the one in lower case.
+    """
+    if not isinstance(name, bool):
+        return str(name)
+    return max((label for label in labels if label.lower() == str(name).lower()), default=str(name))
 
 
 def as_shown(names: Sequence[str], has_topic: bool, row: PlacedRow) -> Row:
