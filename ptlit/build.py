@@ -28,6 +28,7 @@ from ptlit.peft_format import adapter_folders, read_adapter, read_config
 from ptlit.prompt import SoftPrompt
 from ptlit.prompt.init import COMMON, FROM_DATA, STARTS, Task, start_prompt
 from ptlit.prompted_lm import PromptedLM
+from ptlit.rows_seen import rows_seen
 
 TEXTS_TRIED = 4  # by the start that is nearest to no prompt
 ASIDE = 0.5  # of how its words spread: how far from the start the other prompts of an ensemble have theirs
@@ -190,7 +191,7 @@ def put_at_start(
             "give another, such as prompt.init.from=text, or leave out the ensemble."
         )
     for prompt, folder in zip(prompts, folders, strict=False):
-        said = [read_adapter(folder, prompt), *other_place(folder, prompted_lm)]
+        said = [read_adapter(folder, prompt), *other_place(folder, prompted_lm), *rows_seen(folder, data)]
         print(" ".join(said), flush=True)
 
 

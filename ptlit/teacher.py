@@ -11,6 +11,7 @@ from ptlit.ensemble import size_of
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
 from ptlit.reference import Reference
+from ptlit.rows_seen import rows_seen
 from ptlit.run import Run, open_run, read_config
 from ptlit.run_folder import RunFolder
 
@@ -46,6 +47,8 @@ class Teacher:
         run = open_run(Path(self.run).expanduser(), lm=lm.base, trust_code=self.trust_code)
         check_reading(run, data)
         check_room(run.prompted_lm, data.max_length)
+        for sentence in rows_seen(run.folder.root, data):
+            print(f"distill.run={self.run}: {sentence}", flush=True)
         return Reference("distill", run.prompted_lm, self.weight, self.temperature)
 
 

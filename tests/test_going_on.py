@@ -129,6 +129,19 @@ def test_what_it_began_from_may_be_gone(place: Path, first: Path) -> None:
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+def test_rows_that_it_was_taught_elsewhere_are_no_test(
+    place: Path, first: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("experiment=prompt_tuning", "trainer.max_steps=1", "hydra.run.dir=later")
+    for start in (f"prompt.init.from={first}", f"prompt.init.from={first}/adapter", f"distill.run={first}"):
+        for seed in (42, 43):
+            capsys.readouterr()
+            train_at(place, "later", *words, *STEEP, start, f"seed={seed}")
+            said = "with seed=42 data.folds=null data.fold=null, so rows that are set aside here may be"
+            assert (said in capsys.readouterr().out) == (seed == 43)
+            shutil.rmtree(place / "later")
+
+
 def test_an_experiment_of_ones_own_is_found_again(place: Path) -> None:
     (place / "conf" / "experiment").mkdir(parents=True)
     mine = "# @package _global_\ndefaults:\n  - prompt_tuning\noptim:\n  lr: 0.25\n"

@@ -127,6 +127,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         self.cut: dict[str, bytearray] = {}  # of each of `rows`, whether it was too long
         self.also_in_train: dict[str, int] = {}
         self.notes: list[str] = []
+        self.sets_aside = False  # val or test, out of the rows of train
 
     @property
     @abstractmethod
@@ -204,6 +205,7 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         splits = self._cleaned({split: tables[split] for split in order})
         del tables  # of a JSON file or bundled rows all stand in memory
         notes = self.setting_aside.missing_splits(splits, by_label=self._label_column is not None)
+        self.sets_aside = len(notes) > 0
         self._prepare(splits["train"].traits.counts().keys())
         notes += self.setting_aside.few_of_train(splits)
         kept = {
