@@ -292,6 +292,11 @@ def rule_mistakes(part: str, node: Any) -> list[str]:
         mistakes.append(
             "trainer.limit_test_batches: one Trainer trains and another tests: give data.test_limit."
         )
+    if part == "trainer" and node.get("overfit_batches"):
+        mistakes.append(
+            "trainer.overfit_batches: batches are drawn anew in each epoch, so it would not be the same rows: "
+            "give data.limit, as many rows as are to be learned by heart."
+        )
     if part == "trainer" and node.get("max_steps") == -1 and node.get("max_epochs") == -1:
         mistakes.append("trainer.max_steps=-1 with trainer.max_epochs=-1 never ends: give one a number.")
     return mistakes

@@ -11,6 +11,7 @@ from ptlit.mistake import UserMistake
 from ptlit.run_folder import RunFolder
 
 RESUME = "resume="
+ENDS = {"trainer.max_steps", "trainer.max_epochs", "trainer.max_time"}
 
 
 def resumed(argv: Sequence[str]) -> list[str]:
@@ -27,9 +28,10 @@ def resumed(argv: Sequence[str]) -> list[str]:
     if not run.has_checkpoint() and _own_folder(argv) == folder.resolve():
         return [word for word in argv if not word.startswith(RESUME)]
     run.last_checkpoint()
-    if run.metrics.is_file() and not new_keys & {"trainer.max_steps", "trainer.max_epochs"}:
+    if run.metrics.is_file() and not new_keys & ENDS:
         raise UserMistake(
             f"resume={folder}: that run is finished; to go beyond it give trainer.max_steps=..."
+            " (or +trainer.max_time=..., where that ended it)."
         )
     saved = folder / ".hydra" / "overrides.yaml"
     if not saved.is_file():

@@ -129,6 +129,18 @@ def test_what_it_began_from_may_be_gone(place: Path, first: Path) -> None:
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+@pytest.mark.parametrize("epochs", [-1, 2])
+def test_an_epoch_goes_on_where_it_was(place: Path, epochs: int) -> None:
+    words = ("experiment=prompt_tuning", f"trainer.max_epochs={epochs}", "data.batch_size=16")
+    whole = train_at(place, "epochs", *words, *STEEP, "trainer.max_steps=10")
+    cut = train_at(place, "half_an_epoch", *words, *STEEP, "trainer.max_steps=4")
+    call(place, train, "resume=half_an_epoch", "trainer.max_steps=10")
+    one, other = (checkpoint(folder, "last")["state_dict"] for folder in (whole, cut))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    for folder in (whole, cut):
+        shutil.rmtree(folder)
+
+
 def test_rows_that_it_was_taught_elsewhere_are_no_test(
     place: Path, first: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: Any, batch_idx: int
     ) -> None:
         self._between_steps = trainer.global_step > self._step_at_start
-        due = trainer.global_step - self._saved_step >= self.every_n_train_steps or trainer.received_sigterm
+        due = trainer.global_step - self._saved_step >= self.every_n_train_steps or _is_last_step(trainer)
         if self._between_steps and due and not _validation_follows(trainer):
             self._save(trainer)
 
@@ -51,6 +51,11 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: L.Trainer) -> None:
         self._saved_step = trainer.global_step
         trainer.save_checkpoint(self.path)
+
+
+def _is_last_step(trainer: L.Trainer) -> bool:
+    """Afterwards Lightning counts the epoch as gone through, and the rest of it would be left out."""
+    return trainer.received_sigterm or trainer.should_stop or trainer.global_step == trainer.max_steps
 
 
 def _validation_follows(trainer: L.Trainer) -> bool:
