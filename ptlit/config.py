@@ -294,7 +294,7 @@ def rule_mistakes(part: str, node: Any) -> list[str]:
         )
     if part == "trainer" and node.get("overfit_batches"):
         mistakes.append(
-            "trainer.overfit_batches: batches are drawn anew in each epoch, so it would not be the same rows: "
+            "trainer.overfit_batches: batches are drawn anew in each epoch, and would hold other rows: "
             "give data.limit, as many rows as are to be learned by heart."
         )
     if part == "trainer" and node.get("max_steps") == -1 and node.get("max_epochs") == -1:

@@ -257,8 +257,8 @@ class SoftPromptModule(L.LightningModule):
         """A run that goes on with other numbers for its optimizer than before takes them: the checkpoint has
         just brought back its own. What a schedule has made of the learning rate stays in proportion.
         """
-        # Where epochs are counted Lightning has made the loader, for the schedule to know its length, before it
-        # read where in the epoch the run was, and would begin the epoch again.
+        # Where epochs are counted Lightning has made the loader, for the schedule to know its length, before
+        # it read where in the epoch the run was, and would begin the epoch again.
         self.trainer.fit_loop._load_combined_loader_states()
         then, self._settings_then = self._settings_then, []
         if not then:

@@ -49,7 +49,7 @@ def forgotten_if_refused(argv: Sequence[str]) -> Iterator[None]:
     """Hydra notes what an attempt was asked for before it begins. One that fails before its first checkpoint
     leaves what the run was given before, or resume=<folder> alone would fail in the same way.
     """
-    folders = [_folder_resumed(argv), _own_folder(argv)] if _folder_resumed(argv) else []
+    folders = [_folder_resumed(argv), _own_folder(argv)]
     runs = [run for run in map(RunFolder, filter(None, folders)) if run.has_checkpoint()]
     if not runs or getattr(rank_zero_only, "rank", None):
         yield

@@ -60,6 +60,19 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         return (self.checkpoints / "last.ckpt").is_file()
 
+    def holds_a_run(self) -> bool:
+        """One that has come to something."""
+        return self.has_checkpoint() or self.best.is_file() or self.metrics.is_file()
+
+    def clear(self) -> None:
+        """Of what a run leaves behind, so that nothing of it is taken for the next one's."""
+        results = [self.checkpoints, self.metrics, self.report, self.evaluation, self.tensorboard, self.lora]
+        for path in (*results, *self.root.glob("adapter*"), *self.root.glob("metrics*.csv")):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
     def take_best_of(self, before: "RunFolder") -> None:
         """A run that goes on in another folder than the one it began in has its best prompt too."""
         if self.root.resolve() == before.root.resolve() or not before.best.is_file():

@@ -8,8 +8,10 @@ from pathlib import Path
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from ptlit import baseline
@@ -46,6 +48,8 @@ def train(cfg: DictConfig) -> float:
     quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    if cfg.resume is None:
+        begin_in(folder)
     training = build(cfg)
     if cfg.resume is not None:
         before = RunFolder(Path(cfg.resume))
@@ -68,6 +72,20 @@ def train(cfg: DictConfig) -> float:
         metrics |= judge_on_test(training, folder) | baselines(training)
     finish(training, cfg, folder, metrics)
     return metrics[str(training.checkpoint.monitor)]
+
+
+def begin_in(folder: RunFolder) -> None:
+    """What another run has left there would be judged and exported as this one's. A sweep begins a job again
+    that has not ended or has changed; anybody else is asked.
+    """
+    if not folder.holds_a_run() or getattr(rank_zero_only, "rank", None):
+        return
+    if HydraConfig.get().mode == RunMode.RUN:
+        place = from_here(folder.root)
+        raise UserMistake(
+            f"hydra.run.dir={place} holds a run: resume={place} goes on with it, another folder begins anew."
+        )
+    folder.clear()
 
 
 def leave_what_opening_needs(folder: RunFolder, cfg: DictConfig, training: Training) -> None:

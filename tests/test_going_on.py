@@ -141,6 +141,16 @@ def test_an_epoch_goes_on_where_it_was(place: Path, epochs: int) -> None:
         shutil.rmtree(folder)
 
 
+def test_a_folder_that_holds_a_run_is_no_place_for_another(place: Path, first: Path) -> None:
+    folder = Path(shutil.copytree(first, place / "taken"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    said = said_by(place, *TRAINING, f"model.name_or_path={place}/lm", "hydra.run.dir=taken", "optim.lr=0.5")
+    assert said == (
+        "hydra.run.dir=taken holds a run: resume=taken goes on with it, another folder begins anew."
+    )
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_rows_that_it_was_taught_elsewhere_are_no_test(
     place: Path, first: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
