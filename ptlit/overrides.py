@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -76,8 +76,13 @@ def path_quoted(word: str) -> str:
     if key not in (*PATHS, *TEXTS, TEMPLATE) or is_left:
         return word
     several = key == "run" and "," in value and not Path(value).exists()
-    quoted = ["'" + each.replace("'", "\\'") + "'" for each in (value.split(",") if several else [value])]
-    return f"{key}=[{','.join(quoted)}]" if several else f"{key}={quoted[0]}"
+    words = [quoted(each) for each in (value.split(",") if several else [value])]
+    return f"{key}=[{','.join(words)}]" if several else f"{key}={words[0]}"
+
+
+def quoted(text: str) -> str:
+    """So that Hydra reads that very text."""
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def preflight(argv: Sequence[str], config_name: str = "train") -> None:

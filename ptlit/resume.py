@@ -8,6 +8,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
 from ptlit.mistake import UserMistake
+from ptlit.overrides import quoted
+from ptlit.run import NAMING_PATHS
 from ptlit.run_folder import RunFolder
 
 RESUME = "resume="
@@ -38,7 +40,7 @@ def resumed(argv: Sequence[str]) -> list[str]:
         raise UserMistake(f"resume={folder}: {saved} is missing, which tells how that run was started.")
     words = [str(word) for word in OmegaConf.load(saved)]
     known = new_keys | {_key(word) for word in words}
-    again = [word for word in words if _key(word) not in new_keys]
+    again = [_from_anywhere(word, run) for word in words if _key(word) not in new_keys]
     again += [word for word in _defaults_of_before(run) if _key(word) not in known]
     here = [] if "hydra.run.dir" in new_keys else [f"hydra.run.dir='{folder}'"]
     return [*_folder_of_configs(run, argv), *argv, *again, *here]
@@ -69,6 +71,16 @@ def forgotten_if_refused(argv: Sequence[str]) -> Iterator[None]:
 def _folder_resumed(argv: Sequence[str]) -> Path | None:
     said = [word.removeprefix(RESUME).strip("'\"") for word in argv if word.startswith(RESUME)]
     return Path(said[-1]) if said and said[-1] not in ("", "null", ".") else None
+
+
+def _from_anywhere(word: str, run: RunFolder) -> str:
+    """A path that was said is taken whole: in another folder the same words name another file, or none."""
+    key = _key(word)
+    if key not in NAMING_PATHS or not run.config.is_file():
+        return word
+    path = OmegaConf.select(OmegaConf.load(run.config), key, throw_on_resolution_failure=False)
+    is_whole = isinstance(path, str) and Path(path).is_absolute()  # a name on the hub stays one
+    return f"{word.partition('=')[0]}={quoted(path)}" if is_whole else word
 
 
 def _defaults_of_before(run: RunFolder) -> list[str]:

@@ -188,6 +188,24 @@ def test_a_run_is_judged_by_the_score_that_it_began_with(place: Path, first: Pat
     assert "callbacks.checkpoint.monitor='val/ece'" not in words
 
 
+def test_its_files_are_found_from_any_folder(place: Path) -> None:
+    """And not others that have the same names there."""
+    begun, elsewhere = place / "where it's begun", place / "deeper" / "elsewhere"
+    begun.mkdir()
+    elsewhere.mkdir(parents=True)
+    shutil.copy(place / "tweets.csv", begun)
+    (elsewhere / "tweets.csv").write_text("text,label\nnot,bad\nthese,good\n")
+    words = ("experiment=prompt_tuning", "model.name_or_path=../lm", f"hydra.run.dir={place}/apart")
+    call(begun, train, *TRAINING, *words)
+    call(elsewhere, train, f"resume={place}/apart", "trainer.max_steps=12")
+    assert checkpoint(place / "apart", "last")["global_step"] == 12
+    (begun / "tweets.csv").unlink()
+    said = said_by(elsewhere, f"resume={place}/apart", "trainer.max_steps=14")
+    assert said == f"data.path={begun}/tweets.csv: there is no such file."
+    shutil.copy(place / "tweets.csv", elsewhere)
+    call(elsewhere, train, f"resume={place}/apart", "trainer.max_steps=14", "data.path=tweets.csv")
+
+
 def test_one_folder_may_be_written_in_two_ways(place: Path) -> None:
     """As in a job that is queued again, which begins there or goes on."""
     words = [f"hydra.run.dir={place}/queued", "resume=queued"]
