@@ -85,6 +85,16 @@ def quoted(text: str) -> str:
     return QuotedString(text, Quote.single).with_quotes()
 
 
+def unquoted(value: str) -> str:
+    """The text that Hydra reads there."""
+    if value[:1] not in ("'", '"'):
+        return value
+    try:
+        return str(OverridesParser.create().parse_override(f"text={value}").value())
+    except HydraException:  # the preflight says what is wrong with it
+        return value
+
+
 def preflight(argv: Sequence[str], config_name: str = "train") -> None:
     flags = get_args_parser().parse_args(list(argv))
     asks = (flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion)

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
 from ptlit.mistake import UserMistake
-from ptlit.overrides import quoted
+from ptlit.overrides import quoted, unquoted
 from ptlit.run import NAMING_PATHS
 from ptlit.run_folder import RunFolder
 
@@ -25,6 +25,7 @@ def resumed(argv: Sequence[str]) -> list[str]:
     folder = _folder_resumed(argv)
     if folder is None:
         return list(argv)
+    argv = [f"{RESUME}{quoted(str(folder))}" if word.startswith(RESUME) else word for word in argv]
     new_keys = {_key(word) for word in argv}
     run = RunFolder(folder)
     if not run.has_checkpoint() and _own_folder(argv) == folder.resolve():
@@ -42,7 +43,7 @@ def resumed(argv: Sequence[str]) -> list[str]:
     known = new_keys | {_key(word) for word in words}
     again = [_from_anywhere(word, run) for word in words if _key(word) not in new_keys]
     again += [word for word in _defaults_of_before(run) if _key(word) not in known]
-    here = [] if "hydra.run.dir" in new_keys else [f"hydra.run.dir='{folder}'"]
+    here = [] if "hydra.run.dir" in new_keys else [f"hydra.run.dir={quoted(str(folder))}"]
     return [*_folder_of_configs(run, argv), *argv, *again, *here]
 
 
@@ -69,8 +70,8 @@ def forgotten_if_refused(argv: Sequence[str]) -> Iterator[None]:
 
 
 def _folder_resumed(argv: Sequence[str]) -> Path | None:
-    said = [word.removeprefix(RESUME).strip("'\"") for word in argv if word.startswith(RESUME)]
-    return Path(said[-1]) if said and said[-1] not in ("", "null", ".") else None
+    said = [unquoted(word.removeprefix(RESUME)) for word in argv if word.startswith(RESUME)]
+    return Path(said[-1]).expanduser() if said and said[-1] not in ("", "null", ".") else None
 
 
 def _from_anywhere(word: str, run: RunFolder) -> str:
@@ -108,7 +109,7 @@ def _folder_of_configs(run: RunFolder, argv: Sequence[str]) -> list[str]:
 
 
 def _own_folder(argv: Sequence[str]) -> Path | None:
-    said = [word.partition("=")[2].strip("'\"") for word in argv if _key(word) == "hydra.run.dir"]
+    said = [unquoted(word.partition("=")[2]) for word in argv if _key(word) == "hydra.run.dir"]
     return Path(said[-1]).resolve() if said else None
 
 

@@ -131,8 +131,7 @@ def fit(training: Training, folder: RunFolder, resume: str | None) -> dict[str, 
 
 
 def how_to_go_on(folder: RunFolder, after_a_mistake: bool) -> str:
-    word = shlex.quote(f"resume='{folder.root}'") if "=" in str(folder.root) else f"resume={folder.root}"
-    command = f"python -m ptlit.train {word}"
+    command = f"python -m ptlit.train {shlex.quote(f'resume={folder.root}')}"
     if after_a_mistake:
         return f"The last checkpoint is kept. To go on from it: {command} optim.lr=<a lower one>"
     return f"Interrupted. To go on: {command}"

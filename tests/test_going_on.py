@@ -206,6 +206,17 @@ def test_its_files_are_found_from_any_folder(place: Path) -> None:
     call(elsewhere, train, f"resume={place}/apart", "trainer.max_steps=14", "data.path=tweets.csv")
 
 
+def test_a_folder_may_have_any_name(place: Path, first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(place))
+    folder = Path(shutil.copytree(first, place / "it's a run=1"))
+    call(place, train, "resume=it's a run=1", "trainer.max_steps=13")
+    call(place, train, "resume=~/it's a run=1", "trainer.max_steps=14")
+    assert checkpoint(folder, "last")["global_step"] == 14
+    words = ["hydra.run.dir='it\\'s new'", "resume='it\\'s new'"]
+    monkeypatch.chdir(place)
+    assert resumed(words) == words[:1]
+
+
 def test_one_folder_may_be_written_in_two_ways(place: Path) -> None:
     """As in a job that is queued again, which begins there or goes on."""
     words = [f"hydra.run.dir={place}/queued", "resume=queued"]
