@@ -1,5 +1,6 @@
 """What every command does around its work: mistakes in one sentence, exit codes, nothing half-written."""
 
+import errno
 import functools
 import math
 import os
@@ -30,6 +31,8 @@ Run = Callable[[DictConfig], float | None]
 INTERRUPTED = 130  # what shells call a program that Ctrl+C ended
 TERMINATED = 143  # and one that SIGTERM ended
 
+OF_A_PLACE = (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC)
+
 
 def command(config_name: str, run: Run) -> Callable[[], None]:
     """The entry point of a command: `main = command("train", train)`, whose config is conf/train.yaml."""
@@ -50,6 +53,11 @@ def command(config_name: str, run: Run) -> Callable[[], None]:
             sys.exit(str(mistake))
         except (HydraException, OmegaConfBaseException) as problem:
             sys.exit(in_our_words(problem))
+        except OSError as problem:
+            if problem.errno not in OF_A_PLACE or problem.filename is None:
+                raise
+            reason = str(problem.strerror).lower()
+            sys.exit(f"{problem.filename}: {reason}, so choose another place or mend this one.")
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
         except SystemExit as end:

@@ -16,6 +16,7 @@ from ptlit.build import build_judge, call, judging_accelerator, make
 from ptlit.callbacks.answers import Answers
 from ptlit.command import command
 from ptlit.data import ClassificationData
+from ptlit.data.outputs import check_writable
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
 from ptlit.quiet import quiet
@@ -73,13 +74,16 @@ def evaluate(
     about_files = [key for key in changes if key in ("text_column", "label_column", "encoding")]
     if file is None and about_files:
         raise UserMistake(f"{about_files[0]} is about a file of your own: give input=... too.")
+    title = file.name if file is not None else split or "test"
+    title = title if checkpoint == "best" else f"{title}-{checkpoint}"
+    folders = {path: RunFolder(path).evaluation / title for path in run_paths(run)}
+    for folder in folders.values():
+        check_writable(folder / "metrics.json")
     done = []
-    for path in run_paths(run):
+    for path, folder in folders.items():
         opened = open_run(path, checkpoint, lm, trust_code, averages=True)
         data: ClassificationData = read_data(opened, file, changes)
         accelerator = judging_accelerator(opened.cfg, device)
-        title = file.name if file is not None else split or "test"
-        folder = opened.folder.evaluation / (title if checkpoint == "best" else f"{title}-{checkpoint}")
         done.append(Evaluation(path, opened, judge(opened, data, split, accelerator, folder), folder))
     print_table(done)
     return done

@@ -18,6 +18,7 @@ from torch import Tensor
 from ptlit.build import call, make
 from ptlit.command import command
 from ptlit.data.example import NOT_LEARNED, Example, Segment, encode
+from ptlit.data.outputs import check_writable
 from ptlit.findings import (
     Start,
     attention_received,
@@ -60,14 +61,15 @@ def inspect(
         if value < 1:
             raise UserMistake(f"{key}={value} must be at least 1.")
     opened = open_run(run, checkpoint, lm, trust_code)
+    name = "inspect" if checkpoint == "best" else f"inspect-{checkpoint}"
+    picture, table = (opened.folder.root / f"{name}{suffix}" for suffix in (".png", ".csv"))
+    check_writable(picture)
     texts = [encoded(opened, text)] if text is not None else test_rows(opened, rows)
     start, attention = start_of(opened), attention_received(opened.prompted_lm, texts)
     if isinstance(opened.prompted_lm.prompt, EmbeddingPrompt):
         found = of_embeddings(opened, start, attention, words)
     else:
         found = of_key_values(opened, start, attention, texts)
-    name = "inspect" if checkpoint == "best" else f"inspect-{checkpoint}"
-    picture, table = (opened.folder.root / f"{name}{suffix}" for suffix in (".png", ".csv"))
     draw(found, picture, str(from_here(opened.folder.root.absolute())))
     write_table(found, table)
     print_findings(found, f"{len(texts)} rows of the test split" if text is None else "the text given")

@@ -113,6 +113,15 @@ def test_any_other_exception_keeps_its_traceback(call: Call, tmp_path: Path) -> 
     assert run_folders(tmp_path) == []
 
 
+@pytest.mark.parametrize(("place", "reason"), [("afile", "file exists"), ("afile/x", "not a directory")])
+def test_a_folder_that_cannot_be_made(call: Call, tmp_path: Path, place: str, reason: str) -> None:
+    (tmp_path / "afile").write_text("mine")
+    with pytest.raises(SystemExit) as end:
+        call(f"hydra.run.dir={place}")
+    assert f"{reason}, so choose another place" in str(end.value) and len(str(end.value).splitlines()) == 1
+    assert (tmp_path / "afile").read_text() == "mine"
+
+
 @pytest.mark.parametrize("tokens", [9, 10])
 def test_interrupted(call: Call, tokens: int) -> None:
     with pytest.raises(SystemExit) as end:

@@ -87,6 +87,22 @@ def test_a_file_with_columns_of_its_own(place: Path, trained: Path, capsys: pyte
     assert "report run/evaluation/own.tsv (2 bad rows left out)" in capsys.readouterr().out
 
 
+def test_nothing_is_judged_for_a_folder_that_cannot_be_written(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(trained, place / "blocked", ignore=shutil.ignore_patterns("evaluation")))
+    (folder / "evaluation").write_text("a file in its place")
+    monkeypatch.setattr("ptlit.evaluate.open_run", lambda *_, **__: pytest.fail("an LM was loaded"))
+    with pytest.raises(
+        SystemExit, match="metrics.json cannot be written: .*/blocked/evaluation is no folder"
+    ):
+        call(place, main, "run=blocked")
+    (folder / "evaluation").unlink()
+    monkeypatch.setattr("os.access", lambda *_, **__: False)  # root may write everywhere
+    with pytest.raises(SystemExit, match="metrics.json cannot be written: .*/blocked is write-protected"):
+        call(place, main, "run=blocked")
+
+
 def test_the_report_holds_every_row(place: Path, trained: Path) -> None:
     call(place, main, "run=run", "split=train", "checkpoint=last")
     folder = trained / "evaluation" / "train-last"

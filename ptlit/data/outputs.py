@@ -88,8 +88,18 @@ def check_output(file: Path, overwrite: bool) -> None:
         raise UserMistake(f"output={file}: its name must end in {', '.join(WRITERS)}.")
     if file.is_dir() or not nearest_folder(file).is_dir():
         raise UserMistake(f"output={file} is no place for a file.")
+    check_writable(file)
     if file.exists() and not overwrite:
         raise UserMistake(f"output={file} exists: give overwrite=true to replace it, or another name.")
+
+
+def check_writable(file: Path) -> None:
+    """Before any time is spent on what it is to hold. Its folder need not be there yet."""
+    folder = nearest_folder(file)
+    if not folder.is_dir():
+        raise UserMistake(f"{file} cannot be written: {folder} is no folder.")
+    if not os.access(folder, os.W_OK):
+        raise UserMistake(f"{file} cannot be written: {folder} is write-protected.")
 
 
 def nearest_folder(file: Path) -> Path:
