@@ -277,7 +277,7 @@ def test_what_was_never_validated_is_best_at_its_end(place: Path) -> None:
         ),
         (["trainer.val_check_interval=0"], "trainer.val_check_interval=0 must be above 0."),
         (
-            ["trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=50"],
+            ["trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=50", "data.batch_size=8"],
             "trainer.val_check_interval=50 is more than the 12 batches of an epoch: with "
             "trainer.check_val_every_n_epoch give trainer.val_check_interval=1.0, which is once an epoch.",
         ),
