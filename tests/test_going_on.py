@@ -195,15 +195,15 @@ def test_its_files_are_found_from_any_folder(place: Path) -> None:
     elsewhere.mkdir(parents=True)
     shutil.copy(place / "tweets.csv", begun)
     (elsewhere / "tweets.csv").write_text("text,label\nnot,bad\nthese,good\n")
-    words = ("experiment=prompt_tuning", "model.name_or_path=../lm", f"hydra.run.dir={place}/apart")
+    words = ("experiment=prompt_tuning", "model.name_or_path=../lm", f"hydra.run.dir={place}/afar")
     call(begun, train, *TRAINING, *words)
-    call(elsewhere, train, f"resume={place}/apart", "trainer.max_steps=12")
-    assert checkpoint(place / "apart", "last")["global_step"] == 12
+    call(elsewhere, train, f"resume={place}/afar", "trainer.max_steps=12")
+    assert checkpoint(place / "afar", "last")["global_step"] == 12
     (begun / "tweets.csv").unlink()
-    said = said_by(elsewhere, f"resume={place}/apart", "trainer.max_steps=14")
+    said = said_by(elsewhere, f"resume={place}/afar", "trainer.max_steps=14")
     assert said == f"data.path={begun}/tweets.csv: there is no such file."
     shutil.copy(place / "tweets.csv", elsewhere)
-    call(elsewhere, train, f"resume={place}/apart", "trainer.max_steps=14", "data.path=tweets.csv")
+    call(elsewhere, train, f"resume={place}/afar", "trainer.max_steps=14", "data.path=tweets.csv")
 
 
 def test_a_folder_may_have_any_name(place: Path, first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
