@@ -48,9 +48,10 @@ def train(cfg: DictConfig) -> float:
     quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    if cfg.resume is None:
-        begin_in(folder)
+    again = cfg.resume is None and holds_a_run_to_begin_again(folder)
     training = build(cfg)
+    if again:
+        folder.clear()
     if cfg.resume is not None:
         before = RunFolder(Path(cfg.resume))
         check_base_model(before, training.lm)
@@ -74,18 +75,18 @@ def train(cfg: DictConfig) -> float:
     return metrics[str(training.checkpoint.monitor)]
 
 
-def begin_in(folder: RunFolder) -> None:
+def holds_a_run_to_begin_again(folder: RunFolder) -> bool:
     """What another run has left there would be judged and exported as this one's. A sweep begins a job again
     that has not ended or has changed; anybody else is asked.
     """
     if not folder.holds_a_run() or getattr(rank_zero_only, "rank", None):
-        return
+        return False
     if HydraConfig.get().mode == RunMode.RUN:
         place = from_here(folder.root)
         raise UserMistake(
             f"hydra.run.dir={place} holds a run: resume={place} goes on with it, another folder begins anew."
         )
-    folder.clear()
+    return True
 
 
 def leave_what_opening_needs(folder: RunFolder, cfg: DictConfig, training: Training) -> None:

@@ -151,6 +151,23 @@ def test_a_folder_that_holds_a_run_is_no_place_for_another(place: Path, first: P
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_a_job_that_a_sweep_begins_again_leaves_nothing_of_before(place: Path) -> None:
+    words = ["-m", "experiment=prompt_tuning", *TRAINING, "model.name_or_path=lm", "hydra.sweep.dir=swept"]
+    call(place, train, *words, "seed=1")
+    job = place / "swept" / "0"
+    (job / "report" / "of_before.txt").touch()
+    before = {
+        path: path.read_bytes() for path in job.rglob("*") if path.is_file() and ".hydra" not in path.parts
+    }
+    (place / "broken.csv").write_text("text,label\nlate again,bad\n,good\n")
+    with pytest.raises(SystemExit):
+        call(place, train, *words, "seed=1", "data.path=broken.csv")  # what only building finds
+    assert {path: path.read_bytes() for path in before} == before
+    call(place, train, *words, "seed=1", "trainer.max_steps=3")
+    assert checkpoint(job, "last")["global_step"] == 3
+    assert not list(job.glob("metrics.part*")) and not (job / "report" / "of_before.txt").exists()
+
+
 def test_rows_that_it_was_taught_elsewhere_are_no_test(
     place: Path, first: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
