@@ -47,7 +47,7 @@ class Training:
 
 def build(cfg: DictConfig) -> Training:
     callbacks: dict[str, Any] = {
-        str(name): make(node) for name, node in (cfg.callbacks or {}).items() if node
+        str(name): make(node) for name, node in (cfg.get("callbacks") or {}).items() if node
     }
     if "checkpoint" not in callbacks:
         raise UserMistake(
@@ -58,7 +58,7 @@ def build(cfg: DictConfig) -> Training:
             "callbacks.checkpoint must be a ptlit.callbacks.best_checkpoint.BestCheckpoint: its best.ckpt is "
             "what is tested and exported. Add another beside it, as +callbacks.mine={_target_: ...}."
         )
-    loggers: list[Logger] = [make(node) for node in (cfg.logger or {}).values() if node]
+    loggers: list[Logger] = [make(node) for node in (cfg.get("logger") or {}).values() if node]
     trainer = build_trainer(cfg, list(callbacks.values()), loggers)
     lm: FrozenLM = make(cfg.model)
     if node := OmegaConf.select(cfg, "lora"):
@@ -160,7 +160,7 @@ def build_module(cfg: DictConfig, lm: FrozenLM, data: TextData[Any]) -> SoftProm
     return SoftPromptModule(
         prompted_lm,
         optimizer=make(cfg.optim),
-        schedule=make(cfg.schedule) if cfg.schedule else None,
+        schedule=make(cfg.schedule) if cfg.get("schedule") else None,
         label_words=data.label_words,
         loss=make(node) if (node := OmegaConf.select(cfg, "loss")) else None,
         kl_weight=cfg.kl_weight,

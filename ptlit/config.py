@@ -4,6 +4,7 @@ There is no schema to maintain: the signature of what a node names says which op
 """
 
 import difflib
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -75,6 +76,8 @@ def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
         if part in tree or part in chosen:
             found = node_mistakes(part, tree.get(part)) + rule_mistakes(part, tree.get(part))
             mistakes += found + trial_mistakes(part, tree.get(part), found)
+            if part == "schedule" and not found:
+                mistakes += schedule_mistakes(tree.get(part))
     mistakes += slot_mistakes(tree.get("data"), tree.get("prompt"))
     mistakes += label_mistakes(tree.get("data"), tree.get("prompt"), tree.get("loss"), tree.get("ensemble"))
     mistakes += lora_mistakes(tree.get("lora"), tree.get("ensemble"))
@@ -321,6 +324,25 @@ def slot_mistakes(data: Any, prompt: Any) -> list[str]:
         check_slots(slots, method, count if isinstance(count, int) else slots)
     except UserMistake as mistake:
         return [str(mistake)]
+    return []
+
+
+def schedule_mistakes(node: Any) -> list[str]:
+    """What making one objects to."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        return []
+    import torch
+
+    from ptlit.schedule import made
+
+    options = {key: value for key, value in node.items() if key not in HYDRA_KEYS and value is not LATER}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    try:
+        made(functools.partial(resolve_name(node["_target_"]), **options), optimizer, num_training_steps=10)
+    except UserMistake as mistake:
+        return [str(mistake)]
+    except Exception:  # it looks at more of the optimizer than there is here
+        return []
     return []
 
 

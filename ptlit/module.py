@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from ptlit.data import Batch, LabelWords
 from ptlit.ensemble import Ensemble
@@ -21,6 +21,7 @@ from ptlit.prefix import Prefix
 from ptlit.prompt import SoftPrompt
 from ptlit.prompted_lm import PromptedLM
 from ptlit.reference import Reference
+from ptlit.schedule import made as schedule_made
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeSchedule = Callable[..., LRScheduler]  # (optimizer, num_training_steps=...)
@@ -295,14 +296,8 @@ class SoftPromptModule(L.LightningModule):
         optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
         if self.make_schedule is None:
             return {"optimizer": optimizer}
-        schedule = self.make_schedule(
-            optimizer=optimizer, num_training_steps=int(self.trainer.estimated_stepping_batches)
-        )
-        if isinstance(schedule, ReduceLROnPlateau):
-            raise UserMistake(
-                "schedule: this one waits for validations, and here rates change with every step: "
-                "choose schedule=linear, cosine or constant."
-            )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = schedule_made(self.make_schedule, optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(

@@ -139,6 +139,16 @@ def test_what_is_shipped_is_right(experiment: str) -> None:
             "callbacks.checkpoint.mode=[max]",
             "callbacks.checkpoint.mode=[max] must be one of min, max: did you mean max?",
         ),
+        (
+            "schedule.name=warmup_stable_decay",
+            "schedule: get_wsd_schedule() missing 1 required positional argument: 'num_decay_steps'; what "
+            "one kind alone has stands in +schedule.scheduler_specific_kwargs={...}.",
+        ),
+        (
+            "schedule.name=greedy",
+            "schedule: GreedyLR waits for validations, and here rates change with every step: choose "
+            "schedule=linear, cosine or constant.",
+        ),
     ],
 )
 def test_one_mistake_is_one_sentence(override: str, sentence: str) -> None:
@@ -149,6 +159,26 @@ def test_one_mistake_is_one_sentence(override: str, sentence: str) -> None:
 def test_a_rate_may_be_left_to_ptlit(optimizer: str) -> None:
     assert complaints(f"optim={optimizer}", "optim.lr=auto") == []
     assert len(complaints(f"optim={optimizer}", "optim.lr=auto", "optim.weight_decay=-1")) == 1
+
+
+STEPS = ("schedule._target_=torch.optim.lr_scheduler.StepLR", "~schedule.name", "~schedule.num_warmup_steps")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["~schedule"],
+        [*STEPS, "+schedule.step_size=3"],
+        ["schedule.name=warmup_stable_decay", "+schedule.scheduler_specific_kwargs.num_decay_steps=2"],
+    ],
+)
+def test_schedules_of_others(words: list[str]) -> None:
+    assert complaints(*words) == []
+
+
+def test_a_schedule_lacks_what_it_needs() -> None:
+    (said,) = complaints(*STEPS)
+    assert "schedule.step_size is missing" in said
 
 
 @pytest.mark.parametrize("rate", ["0.1", "auto", "1e-3"])

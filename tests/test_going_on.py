@@ -298,13 +298,28 @@ def test_what_was_never_validated_is_best_at_its_end(place: Path) -> None:
             "trainer.val_check_interval=50 is more than the 12 batches of an epoch: with "
             "trainer.check_val_every_n_epoch give trainer.val_check_interval=1.0, which is once an epoch.",
         ),
-        (["schedule.name=reduce_lr_on_plateau"], "schedule: this one waits for validations"),
+        (["schedule.name=reduce_lr_on_plateau"], "schedule: ReduceLROnPlateau waits for validations"),
     ],
 )
 def test_what_no_training_can_do_is_said(place: Path, words: list[str], sentence: str) -> None:
     with pytest.raises(SystemExit) as end:
         train_at(place, "never", "experiment=prompt_tuning", *words)
     assert str(end.value).startswith(sentence)
+
+
+def test_schedules_of_pytorch_and_none(place: Path) -> None:
+    mine = (
+        "schedule._target_=torch.optim.lr_scheduler.StepLR",
+        "+schedule.step_size=4",
+        "+schedule.gamma=0.5",
+    )
+    theirs = ("~schedule.name", "~schedule.num_warmup_steps")
+    folder = train_at(place, "by_steps", "experiment=prompt_tuning", *mine, *theirs)
+    (schedule,) = checkpoint(folder, "last")["lr_schedulers"]
+    assert schedule["_last_lr"] == [0.05 / 4]
+    folder = train_at(place, "steady", "experiment=prompt_tuning", "~schedule", "~logger")
+    (optimizer,) = checkpoint(folder, "last")["optimizer_states"]
+    assert optimizer["param_groups"][0]["lr"] == 0.05 and measured(folder)
 
 
 def test_any_score_of_val_may_judge(place: Path) -> None:
