@@ -4,7 +4,7 @@ is then fused. Both of these stay what they are.
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -27,10 +27,20 @@ class CompiledLayers:
         for layer, forward in self.forwards:
             layer.forward = forward  # type: ignore[method-assign]
         try:
-            yield
+            with two_graphs_a_layer():
+                yield
         finally:
             for layer, _ in self.forwards:
                 del layer.forward
+
+
+def two_graphs_a_layer() -> AbstractContextManager[None]:
+    """Before attention and after it; otherwise each module around it makes two of its own. Not known to every
+    PyTorch.
+    """
+    config = torch._dynamo.config
+    known = hasattr(config, "nested_graph_breaks")
+    return config.patch(nested_graph_breaks=True) if known else nullcontext()
 
 
 @functools.cache
