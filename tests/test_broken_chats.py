@@ -82,6 +82,10 @@ BAD = {
         {"messages": [USER, {"role": "assistant", "content": "Wait.", "tool_calls": [{"id": "1"}]}]},
         "message 2: 'tool_calls' is not empty, and ptlit does not read it: write the call as text",
     ),
+    "function call": (
+        {"messages": [USER, {"role": "assistant", "content": None, "function_call": {"name": "f"}}]},
+        "message 2: 'function_call' is not empty, and ptlit does not read it: write the call as text",
+    ),
     "tools": (
         {"messages": [USER, REPLY], "tools": [{"type": "function"}]},
         "'tools' is not empty, and ptlit does not read it: describe them in the system prompt",
@@ -205,6 +209,8 @@ OTHERWISE = SMOLLM2.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n'
         (TOO_SHORT, "nothing marks the end of a reply"),
         (OTHERWISE, "asks for a reply in one way and writes it in another"),
         ("{% for m in messages %}", "the chat template refuses this dialogue .Unexpected end of template"),
+        ("{{ 1 / 0 }}", "data.chat_template: the chat template refuses this dialogue .division by zero"),
+        ("{{ messages[0].content.pop() }}", "the chat template refuses this dialogue .*no attribute 'pop'"),
         ("nowhere.jinja", "data.chat_template=nowhere.jinja: there is no such file"),
     ],
 )

@@ -147,7 +147,7 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path):
         rows_of(file, on_bad_row="skip")
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", b"text,label\n"])
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n\n", b"text,label\n"])
 def test_an_empty_file_is_a_mistake(tmp_path, content):
     file = tmp_path / "mine.csv"
     file.write_bytes(content)
@@ -173,14 +173,14 @@ def test_a_file_without_the_mark_of_its_encoding_is_a_mistake(tmp_path, name):
         rows_of(file, encoding="utf-16")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf8", "UTF-8", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf8", "UTF-8", "utf-8-sig", "utf-16-le", "utf-16-be"])
 def test_a_byte_order_mark_is_no_text_where_the_encoding_is_named(tmp_path, encoding):
     for name, content in (
-        ("mine.csv", b"text,label\na,x\n"),
-        ("mine.jsonl", b'{"text": "a", "label": "x"}\n'),
-        ("mine.json", b'[{"text": "a", "label": "x"}]'),
+        ("mine.csv", "text,label\na,x\n"),
+        ("mine.jsonl", '{"text": "a", "label": "x"}\n'),
+        ("mine.json", '[{"text": "a", "label": "x"}]'),
     ):
-        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
+        (tmp_path / name).write_text("\ufeff" + content, encoding=encoding.removesuffix("-sig"))
         assert [row["text"] for row in rows_of(tmp_path / name, encoding=encoding)[0]] == ["a"]
 
 

@@ -92,7 +92,8 @@ def _turns(column: str, role_key: str, content_key: str) -> Callable[[Record], l
                 f"message {number} is a {type(turn).__name__}, not {role_key!r}, {content_key!r}"
             )
         remedy = "write the call as text into its content, or leave the dialogue out"
-        _refuse(turn, "tool_calls", remedy, of=f"message {number}: ")
+        for key in ("tool_calls", "function_call"):
+            _refuse(turn, key, remedy, of=f"message {number}: ")
         for key in (role_key, content_key):
             if key not in turn:
                 raise BadDialogue(f"message {number} has no {key!r}")

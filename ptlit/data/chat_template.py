@@ -22,6 +22,9 @@ from ptlit.mistake import UserMistake
 SYSTEM = Message(role="system", content="Answer.")
 SAMPLE = [Message(role="user", content="Question?"), Message(role="assistant", content="Answer.")]
 
+# Of a template itself, or of what it computes.
+FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -83,7 +86,7 @@ class ChatTemplate:
                     **self.options,
                 )
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except FAILURES as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise BadDialogue(f"the chat template refuses this dialogue ({reason})") from error
 

@@ -21,6 +21,7 @@ from ptlit.mistake import UserMistake
 
 Record = dict[str, object] | str
 UNDECODABLE = "\udc80"  # a lone surrogate: no valid file decodes to one
+BYTE_ORDER_MARK = "\ufeff"  # as Excel writes it; no part of the text
 UNREADABLE_JSON = "JSON with a number too long, or lists too deep, to be read"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # an escape in JSON can make one, and no tokenizer takes it
 LONG_FIELD = 2**17  # characters in a CSV; Python's own limit, which the text of a book is beyond
@@ -62,12 +63,14 @@ def stream_table(file: Path, encoding: str | None = None) -> Table:
     reader = READERS.get(file.suffix.lower())
     if reader is None:
         raise UserMistake(f"{file} is of no known format: its name must end in {', '.join(READERS)}.")
-    return reader(file, encoding or "utf-8-sig")
+    return reader(file, encoding or "utf-8")
 
 
 def _lines(file: Path, encoding: str, newline: str) -> Iterator[str]:
     try:
-        with file.open(encoding=_past_mark(encoding), errors="ptlit.mark", newline=newline) as lines:
+        with file.open(encoding=encoding, errors="ptlit.mark", newline=newline) as lines:
+            if first := next(lines, "").removeprefix(BYTE_ORDER_MARK):
+                yield first
             yield from lines
     except LookupError as error:
         raise UserMistake(f"data.encoding={encoding!r} is no encoding that Python knows.") from error
@@ -77,11 +80,6 @@ def _lines(file: Path, encoding: str, newline: str) -> Iterator[str]:
         ) from error
     except OSError as error:
         raise UserMistake(f"{file} cannot be read: {error.strerror}.") from error
-
-
-def _past_mark(encoding: str) -> str:
-    """A byte order mark, as Excel writes it, is no part of the text."""
-    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
 
 
 def _csv(file: Path, encoding: str) -> Table:
