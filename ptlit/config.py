@@ -4,29 +4,23 @@ There is no schema to maintain: the signature of what a node names says which op
 """
 
 import difflib
-import functools
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from ptlit.mistake import UserMistake
 from ptlit.signature import LATER, MISSING, guess, option_mistakes, shown
-
-Options = dict[str, Any]
+from ptlit.tried_options import HYDRA_KEYS, WORDS, objections
 
 # each of these names one thing
 PARTS = ("model", "lora", "data", "prompt", "optim", "schedule", "loss", "distill", "trainer", "benchmark")
 BOXES = ("callbacks", "logger")  # each of these holds any number of named things
 SPREAD = ("experiment", "hydra", "sweep")  # groups that write into the others and have no key of their own
-HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
-
-WORDS = {"optim": {"lr": Literal["auto"]}}  # a word that ptlit itself puts a value in the place of
 
 WHOLE_NUMBERS = {"seed": 0, "ensemble": 1}  # that stand at the root, and how small they may be
 NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {  # the others there
@@ -75,9 +69,7 @@ def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
     for part in PARTS:
         if part in tree or part in chosen:
             found = node_mistakes(part, tree.get(part)) + rule_mistakes(part, tree.get(part))
-            mistakes += found + trial_mistakes(part, tree.get(part), found)
-            if part == "schedule" and not found:
-                mistakes += schedule_mistakes(tree.get(part))
+            mistakes += found + objections(part, tree.get(part), found)
     mistakes += slot_mistakes(tree.get("data"), tree.get("prompt"))
     mistakes += label_mistakes(tree.get("data"), tree.get("prompt"), tree.get("loss"), tree.get("ensemble"))
     mistakes += lora_mistakes(tree.get("lora"), tree.get("ensemble"))
@@ -325,77 +317,3 @@ def slot_mistakes(data: Any, prompt: Any) -> list[str]:
     except UserMistake as mistake:
         return [str(mistake)]
     return []
-
-
-def schedule_mistakes(node: Any) -> list[str]:
-    """What making one objects to."""
-    if not isinstance(node, dict) or "_target_" not in node:
-        return []
-    import torch
-
-    from ptlit.schedule import made
-
-    options = {key: value for key, value in node.items() if key not in HYDRA_KEYS and value is not LATER}
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
-    try:
-        made(functools.partial(resolve_name(node["_target_"]), **options), optimizer, num_training_steps=10)
-    except UserMistake as mistake:
-        return [str(mistake)]
-    except Exception:  # it looks at more of the optimizer than there is here
-        return []
-    return []
-
-
-def trial_mistakes(path: str, node: Any, found: Sequence[str]) -> list[str]:
-    """What the constructor objects to, learned by calling it with stand-ins: nothing is allocated or read."""
-    wrong = {re.split(r"[=\s]", mistake, maxsplit=1)[0].rpartition(".")[2] for mistake in found}
-    if (
-        path not in ("lora", "data", "prompt", "optim", "loss", "distill", "benchmark")
-        or not isinstance(node, dict)
-        or "_target_" in wrong
-    ):
-        return []
-    if "_target_" not in node:
-        return []
-    import torch
-
-    from ptlit.lm import LMShape
-
-    known: dict[str, Options] = {
-        "data": {"tokenizer": None},
-        "prompt": {"shape": LMShape(64, 2, 2, 32, None)},
-        "benchmark": {},
-        "lora": {},
-        "loss": {},
-        "distill": {},
-        "optim": {"params": [torch.nn.Parameter(torch.empty(1))]},
-    }
-    stand_ins, target, mistakes = known[path], resolve_name(node["_target_"]), []
-    apart = {*HYDRA_KEYS, "init", *wrong}
-    apart |= {key for key in WORDS.get(path, {}) if isinstance(node.get(key), str)}
-    options = {key: value for key, value in node.items() if key not in apart and value is not LATER}
-
-    def objection(options: Mapping[str, Any]) -> str | None:
-        try:
-            with torch.device("meta"):
-                target(**stand_ins, **options)
-        except UserMistake as mistake:
-            return str(mistake)
-        except ValueError as error:
-            return f"{path}: {' '.join(str(error).split()).rstrip('.')}."
-        except Exception:  # it wants more than stand-ins, which says nothing about the config
-            return None
-        return ""
-
-    # A constructor stops at its first objection. Leave out the option it is about, and listen for the next.
-    while complaint := objection(options):
-        mistakes.append(complaint)
-        cures = [key for key in options if objection(without(options, key)) not in (complaint, None)]
-        if not cures:
-            break
-        options = without(options, cures[0])
-    return mistakes
-
-
-def without(options: Mapping[str, Any], key: str) -> Options:
-    return {name: value for name, value in options.items() if name != key}
