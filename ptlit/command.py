@@ -32,6 +32,7 @@ INTERRUPTED = 130  # what shells call a program that Ctrl+C ended
 TERMINATED = 143  # and one that SIGTERM ended
 
 OF_A_PLACE = (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC)
+OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def command(config_name: str, run: Run) -> Callable[[], None]:
@@ -54,6 +55,9 @@ def command(config_name: str, run: Run) -> Callable[[], None]:
         except (HydraException, OmegaConfBaseException) as problem:
             sys.exit(in_our_words(problem))
         except OSError as problem:
+            if problem.errno in OF_ROOM and problem.filename is None:
+                reason = str(problem.strerror).lower()
+                sys.exit(f"A file could not be written whole ({reason}): make room where it belongs.")
             if problem.errno not in OF_A_PLACE or problem.filename is None:
                 raise
             reason = str(problem.strerror).lower()

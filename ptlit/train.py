@@ -121,7 +121,7 @@ def fit(training: Training, folder: RunFolder, resume: str | None) -> dict[str, 
             training.trainer.fit(
                 training.module, datamodule=training.data, ckpt_path=resume, weights_only=True
             )
-    except (SystemExit, KeyboardInterrupt, UserMistake) as end:
+    except (SystemExit, KeyboardInterrupt, UserMistake, OSError) as end:
         if folder.has_checkpoint():
             print(f"\n{how_to_go_on(folder, isinstance(end, UserMistake))}", flush=True)
         raise

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,24 @@ def test_a_run_of_before_noted_its_rate_alone(place: Path, first: Path) -> None:
     call(place, train, "resume=noted", "trainer.max_steps=14", "optim.lr=0.25")
     (state,) = torch.load(last, weights_only=True)["optimizer_states"]
     assert state["param_groups"][0]["lr"] == 0.25
+
+
+def test_a_full_disk_costs_nothing_that_was_kept(
+    place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What stands in for it: a limit on how long a file may be."""
+    last = Path(shutil.copytree(trained, place / "narrow")) / "checkpoints" / "last.ckpt"
+    before, limits = last.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        said = said_by(place, "resume=narrow", "trainer.max_steps=33")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert said.startswith("A file could not be written whole (file too large): make room")
+    assert "To go on: python -m ptlit.train resume=" in capsys.readouterr().out
+    assert last.read_bytes() == before
+    call(place, train, "resume=narrow", "trainer.max_steps=33")
+    assert checkpoint(place / "narrow", "last")["global_step"] == 33
 
 
 def test_what_was_refused_is_forgotten(place: Path, first: Path) -> None:
