@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from chats import chat_tokenizer
+from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from runs import call, make_place
 from test_config import composed
@@ -26,8 +27,9 @@ from ptlit.benchmark.learning import ordered
 from ptlit.benchmark.quality import DONE, Quality
 from ptlit.benchmark.quality_figures import reached, rows_of
 from ptlit.benchmark.quality_report import finite
-from ptlit.benchmark.shipped import PARTS
+from ptlit.benchmark.shipped import PARTS, shipped
 from ptlit.benchmark.trial import Plan, Trial
+from ptlit.config import conf_folder
 from ptlit.data import ChatData, ClassificationData
 from ptlit.data.collate import Collate, IndexedRow
 from ptlit.lm import _load_once
@@ -290,10 +292,23 @@ def test_the_judge_counts_right_answers(data: ClassificationData) -> None:
 
 def test_epochs_follow_each_other_until_the_examples_are_used_up() -> None:
     rows = [IndexedRow(input_ids=[5] * (5 + i), labels=[-100] * (5 + i), label=0, row=i) for i in range(5)]
-    batches = ordered(rows, PLAN, seed=3, stratified=True)
+    batches = ordered(rows, PLAN, 4, seed=3, stratified=True)
     met = [row for batch in batches for row in batch]
     assert len(met) == 16 and sorted(met[:5]) == sorted(met[5:10]) == [0, 1, 2, 3, 4]
-    assert batches == ordered(rows, PLAN, seed=3, stratified=True) != ordered(rows, PLAN, 4, stratified=True)
+    assert (
+        batches
+        == ordered(rows, PLAN, 4, seed=3, stratified=True)
+        != ordered(rows, PLAN, 4, seed=4, stratified=True)
+    )
+
+
+def test_an_experiment_has_batches_of_its_own() -> None:
+    """As it is trained, unless all are told theirs."""
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        prompt_tuning, lstm = (shipped(method) for method in ("prompt_tuning", "ptuning_lstm"))
+    usual = replace(PLAN, batch_size=None)
+    assert [usual.batch_of(recipe) for recipe in (prompt_tuning, lstm, None)] == [4, 8, 8]
+    assert replace(PLAN, batch_size=6).batch_of(prompt_tuning) == 6
 
 
 def test_the_labels_stand_in_the_batches_as_in_training() -> None:
@@ -301,7 +316,7 @@ def test_the_labels_stand_in_the_batches_as_in_training() -> None:
     plan = replace(PLAN, examples=400)
 
     def shares(stratified: bool) -> set[int]:
-        batches = ordered(rows, plan, seed=3, stratified=stratified)
+        batches = ordered(rows, plan, 4, seed=3, stratified=stratified)
         return {sum(row % 2 for row in batch) for batch in batches}
 
     assert shares(True) <= {1, 2, 3} and shares(False) == {0, 1, 2, 3, 4}

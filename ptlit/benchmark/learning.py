@@ -30,19 +30,20 @@ Point = dict[str, Any]  # of a curve
 class LearnerAtWork:
     def __init__(self, trial: Trial, nodes: Nodes, recipe: Recipe | None, plan: Plan):
         self.trial, self.plan, self.device = trial, plan, torch.device(nodes.device)
+        size = plan.batch_of(recipe)
         lm: FrozenLM = made(nodes.model).to(self.device)
         limits = {"limit": plan.limit, "val_limit": plan.val_limit, "test_limit": plan.test_limit}
         data: TextData[Any] = made({**nodes.data, **limits}, tokenizer=lm.tokenizer, seed=nodes.seed)
         data.setup()
         train, val, test = splits(data, trial, plan, nodes.seed)
-        self.batches = ordered(train, plan, trial.seed, data.stratified)
+        self.batches = ordered(train, plan, size, trial.seed, data.stratified)
         collate = Collate(lm.tokenizer.pad_token_id or 0)
         self.learner: Learner = resolve_name(LEARNERS[trial.engine])(
             Given(lm, data, train, trial, plan, recipe, len(self.batches))
         )
         self.loader: DataLoader[Batch] = DataLoader(train, batch_sampler=self.batches, collate_fn=collate)  # type: ignore[arg-type]
         self.val, self.test = (
-            Judge(rows, data.label_words, collate, plan.batch_size, self.device) for rows in (val, test)
+            Judge(rows, data.label_words, collate, size, self.device) for rows in (val, test)
         )
 
     def learn(self) -> dict[str, Any]:
@@ -158,10 +159,12 @@ def splits(
     return [rows[place] for place in others], [], [rows[place] for place in here]
 
 
-def ordered(rows: Sequence[IndexedRow], plan: Plan, seed: int, stratified: bool) -> list[list[int]]:
+def ordered(
+    rows: Sequence[IndexedRow], plan: Plan, size: int, seed: int, stratified: bool
+) -> list[list[int]]:
     """The batches of training itself, epoch after epoch, until the examples are used up."""
     lengths, classes = [len(row["input_ids"]) for row in rows], [row["label"] for row in rows]
-    batches = Batches(lengths, plan.batch_size, classes=classes, stratified=stratified, seed=seed)
+    batches = Batches(lengths, size, classes=classes, stratified=stratified, seed=seed)
     left = plan.examples if plan.examples is not None else (plan.epochs or 1) * len(rows)
     found: list[list[int]] = []
     for epoch in count():

@@ -42,7 +42,7 @@ class Quality:
         full_lrs: list[float],
         examples: int | None = 2400,
         epochs: int | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         validate_every: int = 160,
         num_virtual_tokens: int = 20,
         shots: int = 4,

@@ -13,4 +13,5 @@ def shipped(method: str) -> Recipe:
     cfg = compose("train", [f"experiment={method}"])
     recipe: Recipe = {part: options_of(cfg[part]) if cfg[part] else None for part in PARTS}
     recipe |= {"kl_weight": cfg.kl_weight, "drop_virtual_tokens": cfg.drop_virtual_tokens}
+    recipe |= {"batch_size": cfg.data.batch_size}
     return recipe | {"averaging": options_of(cfg.callbacks.averaging)}

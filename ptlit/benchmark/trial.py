@@ -28,7 +28,7 @@ class Plan:
 
     examples: int | None  # to train on, one after the other
     epochs: int | None  # or so many times through all rows
-    batch_size: int
+    batch_size: int | None  # of all; None: what an experiment says, and 8 of those that have none
     validate_every: int  # examples
     num_virtual_tokens: int
     shots: int  # rows of each label that stand in the context
@@ -37,5 +37,10 @@ class Plan:
     test_limit: int | None
     folds: int | None  # of the training rows, one of which is tested on; nothing is then validated
 
+    def batch_of(self, recipe: "Recipe | None") -> int:
+        return self.batch_size or (recipe["batch_size"] if recipe is not None else USUAL_BATCH)
 
-Recipe = dict[str, Any]  # of an experiment: prompt, optim, schedule, trainer, loss, averaging
+
+Recipe = dict[str, Any]  # of an experiment: prompt, optim, schedule, trainer, loss, averaging, batch_size
+
+USUAL_BATCH = 8
