@@ -39,4 +39,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv: a few minutes the first time ..."
 	$(PIP) --upgrade pip
 	$(PIP) --editable '.[test,dev]'
+	$(PIP) --target .venv/quantized --upgrade --no-deps bitsandbytes torchao # aside: they slow every import
 	@touch $@

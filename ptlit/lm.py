@@ -26,7 +26,7 @@ from ptlit.hub import hub_is_reachable
 from ptlit.mistake import UserMistake
 from ptlit.packing import attention_is_replaceable, can_narrow, can_pack
 from ptlit.products import faster_here, quicken
-from ptlit.quantization import Quantization, quantization_config
+from ptlit.quantization import Quantization, keep_gradients, quantization_config
 from ptlit.spreads import embedding_scale, key_value_scales
 
 BUNDLED = {"bundled/SmolLM2-135M-Instruct": smollm2_folder}
@@ -78,6 +78,7 @@ class FrozenLM(nn.Module):
                 parameter.requires_grad_(False)
         if faster_here():
             quicken(model)
+        keep_gradients(model)
         self._base = (base,)  # in a tuple it is no part of this module
         self.trained = {name: p for name, p in model.named_parameters() if trains_lora and "lora_" in name}
         for parameter in self.trained.values():

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from ptlit.mistake import UserMistake
@@ -16,7 +17,11 @@ PACKAGES = {"int8": "torchao", "int4": "torchao", "llm_int8": "bitsandbytes", "n
 
 
 def quantization_config(name: str) -> Any:
-    """int8 and int4 keep activations as they are; llm_int8 and nf4 are meant for GPUs."""
+    """All keep activations as they are."""
+    if name == "int4" and not torch.cuda.is_available():
+        raise UserMistake(
+            "model.quantization=int4 is converted on a GPU alone: give nf4, which has four bits too, or int8."
+        )
     package = PACKAGES[name]
     if find_spec(package) is None:
         raise UserMistake(f"model.quantization={name} needs a package more: pip install {package}.")
@@ -34,3 +39,10 @@ def quantization_config(name: str) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Where it can, bitsandbytes packs four-bit weights on a CPU for a product that has no way back."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

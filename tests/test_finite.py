@@ -192,3 +192,15 @@ def test_a_gradient_scaler_that_never_comes_to_an_end(
 
 def values_of(module: L.LightningModule) -> torch.Tensor:
     return torch.cat([value.flatten() for value in module.state_dict().values()]).clone()
+
+
+def test_an_lm_that_lets_no_gradient_through(lm: FrozenLM, moods: Path, tmp_path: Path) -> None:
+    class CutsOff(L.Callback):
+        def on_after_backward(self, trainer: L.Trainer, module: Any) -> None:
+            for parameter in module.prompted_lm.prompt.parameters():
+                parameter.grad.zero_()
+
+    data, trainer = data_of(lm, moods), trainer_of(tmp_path, CutsOff(), Finite(), max_steps=3)
+    with pytest.raises(UserMistake, match="^No gradient comes back through the LM: .* model.name_or_path.$"):
+        trainer.fit(module_of(lm, data), data)
+    assert trainer.global_step == 1

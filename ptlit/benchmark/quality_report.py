@@ -23,6 +23,8 @@ from ptlit.benchmark.trial import Plan
 
 WIDTH = 130  # of the table, where nobody says how wide the terminal is
 STYLES = {"ptlit": "-", "peft": "--", "lora": ":", "full": ":"}
+MARKERS = {"ptlit": "o", "peft": "s", "lora": "^", "full": "v"}  # x of those that learn nothing
+ACCURACY = {"macro_f1": "accuracy", "perplexity": "token_accuracy"}  # that stands beside what is compared
 
 
 class QualityReport:
@@ -71,7 +73,7 @@ def finite(value: Any) -> Any:
 
 
 def table(rows: list[Figures], name: str) -> Table:
-    other = {"macro_f1": "accuracy", "perplexity": "token_accuracy"}[name]
+    other = ACCURACY[name]
     found = Table(Column(no_wrap=True, min_width=22), box=SIMPLE)
     headings = ("learning\nrate", "trainable", f"test\n{other}", f"test\n{name}", f"best val\n{name}")
     for heading in (*headings, "after\nexamples", "train\nloss", "s", "CPU s", "peak\nMB"):
@@ -116,20 +118,30 @@ def sentence(each: Figures) -> str:
 
 
 def plot(rows: list[Figures], name: str, picture: Path, title: str) -> None:
-    """Validation against examples and against seconds; those that learn nothing as level lines."""
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    """Validation against examples and against seconds, those that learn nothing as level lines, and the test
+    against peak memory; what learners are compared by above, accuracy below.
+    """
+    figure = Figure(figsize=(17, 9), layout="constrained")
     methods = list(dict.fromkeys(row["method"] or row["engine"] for row in rows))
     colors = {method: f"C{place % 10}" for place, method in enumerate(methods)}
-    for axes, key in ((left, "examples"), (right, "seconds")):
+    grid = figure.subplots(2, 3, sharey="row", sharex="col")
+    for (examples, seconds, memory), measure in zip(grid, (name, ACCURACY[name]), strict=True):
         for row in rows:
-            draw(axes, row, key, name, colors[row["method"] or row["engine"]])
-        axes.set(xlabel=key)
-    left.set(ylabel=f"validation {name.replace('_', ' ')}")
-    if name == "perplexity":
-        left.set_yscale("log")
-    if left.get_legend_handles_labels()[1]:
-        figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize="small")
+            color = colors[row["method"] or row["engine"]]
+            draw(examples, row, "examples", measure, color)
+            draw(seconds, row, "seconds", measure, color)
+            if row["peak_mb"]:
+                memory.plot(row["peak_mb"], row[measure], MARKERS.get(row["engine"], "x"), color=color)
+        words = measure.replace("_", " ")
+        examples.set(ylabel=f"validation {words}")
+        memory.set(ylabel=f"test {words}")
+        if measure == "perplexity":
+            examples.set_yscale("log")
+    for axes, label in zip(grid[-1], ("examples", "seconds", "peak MB"), strict=True):
+        axes.set(xlabel=label)
+    first = grid[0, 0]
+    if first.get_legend_handles_labels()[1]:
+        figure.legend(*first.get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.suptitle(title)
     part = picture.with_suffix(".part.png")
     figure.savefig(part, dpi=110)
@@ -144,4 +156,5 @@ def draw(axes: Axes, row: Figures, key: str, name: str, color: str) -> None:
         axes.axhline(points[0][name], color=color, linewidth=0.8, linestyle="-.", label=row_name(row))
         return
     xs, ys = [point[key] for point in points], [point[name] for point in points]
-    axes.plot(xs, ys, STYLES[row["engine"]], color=color, marker="o", markersize=3, label=row_name(row))
+    form = STYLES[row["engine"]] + MARKERS[row["engine"]]
+    axes.plot(xs, ys, form, color=color, markersize=4, label=row_name(row))

@@ -1,4 +1,7 @@
-"""A run whose loss or gradient is no number any more ends at once, before that reaches a checkpoint."""
+"""A run whose loss or gradient is no number any more ends at once, before that reaches a checkpoint.
+
+So does one whose LM lets no gradient through.
+"""
 
 import math
 from typing import Any, NoReturn
@@ -58,6 +61,8 @@ class Finite(L.Callback):
             self._stop(f"The loss of step {self._step} is {loss}", trainer, module, self._step > 1)
         if not largest:  # amid accumulated gradients
             return
+        if self._step == 1 and largest[0] == 0 < loss and not scales_gradients(trainer):
+            self._end(f"No gradient comes back through the LM: {another_lm(module)}", trainer, module)
         self._skipped = 0 if math.isfinite(largest[0]) else self._skipped + 1
         if self._skipped > (SKIPPED_IN_A_ROW if scales_gradients(trainer) else 0):
             too_large = f"A gradient of step {self._step} is {largest[0]}"
@@ -78,9 +83,12 @@ class Finite(L.Callback):
     def _stop(
         self, found: str, trainer: L.Trainer, module: SoftPromptModule, has_learned: bool = True
     ) -> NoReturn:
+        self._end(f"{found}{cure(trainer, module, has_learned)}", trainer, module)
+
+    def _end(self, sentence: str, trainer: L.Trainer, module: SoftPromptModule) -> NoReturn:
         if (bar := trainer.progress_bar_callback) is not None:
             bar.on_train_end(trainer, module)  # or it would be drawn once more, below what is said
-        raise UserMistake(f"{found}{cure(trainer, module, has_learned)}")
+        raise UserMistake(sentence)
 
 
 def cure(trainer: L.Trainer, module: SoftPromptModule, has_learned: bool) -> str:
@@ -99,6 +107,12 @@ def cure(trainer: L.Trainer, module: SoftPromptModule, has_learned: bool) -> str
     else:
         exact = ["trainer.gradient_clip_val=1.0 (now none)", *exact]
     return f": lower {lower}{', or give ' if exact else ''}{' or '.join(exact)}."
+
+
+def another_lm(module: SoftPromptModule) -> str:
+    if getattr(module.prompted_lm.lm.model, "is_quantized", False):
+        return "quantised as they are, its weights have no way back here: give another model.quantization."
+    return "its code cuts them off, and nothing could be learned: give another model.name_or_path."
 
 
 def scales_gradients(trainer: L.Trainer) -> bool:
