@@ -63,8 +63,14 @@ def prompted(lm: FrozenLM, method: str) -> PromptedLM:
     return PromptedLM(lm, make_prompt(method, lm.shape).double()).eval()
 
 
-def logits_and_gradients(prompted_lm: PromptedLM) -> tuple[Tensor, list[Tensor]]:
-    ids, mask, labels = padded_rows()
+SHORT = (14, 9, 5, 12)
+LONG = (40, 9, 25)  # rows that PyTorch's own attention reads
+
+
+def logits_and_gradients(
+    prompted_lm: PromptedLM, lengths: tuple[int, ...] = SHORT
+) -> tuple[Tensor, list[Tensor]]:
+    ids, mask, labels = padded_rows(lengths)
     keep, targets = learned_positions(labels)
     logits = prompted_lm(ids, mask, keep)
     loss = learned_token_loss(logits, targets)
@@ -83,12 +89,23 @@ def test_an_attention_that_cannot_be_replaced_is_not() -> None:
     assert not lm.packs and not FrozenLM(lm.model).packs
 
 
+@pytest.mark.parametrize("lengths", [SHORT, LONG])
 @every_packing_pair
-def test_packed_rows_equal_padded_rows(lm: FrozenLM, method: str) -> None:
+def test_packed_rows_equal_padded_rows(
+    lm: FrozenLM, method: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompted_lm = prompted(lm, method)
-    packed, packed_gradients = logits_and_gradients(prompted_lm)
+    plain: list[bool] = []
+
+    def suits(*given: Any, suits: Callable[..., bool] = short_attention.suits) -> bool:
+        plain.append(suits(*given))
+        return plain[-1]
+
+    monkeypatch.setattr(short_attention, "suits", suits)
+    packed, packed_gradients = logits_and_gradients(prompted_lm, lengths)
+    assert set(plain[:-1]) == {lengths == SHORT}  # the last layer's queries may be few
     lm.may_pack = False
-    padded, padded_gradients = logits_and_gradients(prompted_lm)
+    padded, padded_gradients = logits_and_gradients(prompted_lm, lengths)
     torch.testing.assert_close(packed, padded, rtol=1e-9, atol=1e-9 * float(padded.abs().max()))
     for one, other in zip(packed_gradients, padded_gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9 * float(other.abs().max()))
@@ -212,10 +229,7 @@ def test_checkpointing_changes_no_gradient_and_saves_memory(lm: FrozenLM, method
     assert not any(module.training for module in lm.model.modules())
 
 
-LONG = (40, 9, 25)  # rows that PyTorch's own attention reads
-
-
-@pytest.mark.parametrize("lengths", [(14, 9, 5, 12), LONG])
+@pytest.mark.parametrize("lengths", [SHORT, LONG])
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 @pytest.mark.parametrize("architecture", PACKING)
 def test_the_last_layer_is_for_those_asked_alone(
