@@ -171,13 +171,12 @@ class _Attention(torch.autograd.Function):
         for part in parts:
             shape = part.rows * groups, -1  # the heads of a row that share keys are one row
             row_queries = queries.index_select(0, part.queries).view(*shape, queries.shape[1])
-            row_keys = keys.index_select(0, part.keys).view(*shape, keys.shape[1])
-            row_values = values.index_select(0, part.keys).view(*shape, width)
+            row_keys, row_values = (seen(each, part, shape) for each in (keys, values))
             weights = torch.baddbmm(part.mask, row_queries, row_keys.transpose(1, 2), alpha=scaling)
             torch.softmax(weights, -1, out=weights)
             rest = carry(torch.bmm(weights, row_values), part.outcome, rest)
-            kept += [row_queries, row_keys, row_values, weights]
-        ctx.save_for_backward(*kept)
+            kept += [row_queries, weights]
+        ctx.save_for_backward(keys, values, *kept)  # not as the rows have them: what all see stands in each
         ctx.parts, ctx.scaling = parts, scaling
         ctx.before, ctx.keys = len(keys) // groups - key.shape[2], key.shape[1:3]
         return outcome[None]
@@ -191,15 +190,18 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def way_back(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         _, count, heads, width = gradient.shape
-        (groups, tokens), before, kept = ctx.keys, ctx.before, ctx.saved_tensors
+        (groups, tokens), before, (keys_seen, values_seen, *kept) = ctx.keys, ctx.before, ctx.saved_tensors
         of_outcome = gradient.reshape(count * heads, width)
         queries = gradient.new_empty(count, heads, kept[0].shape[2])
-        keys, values = (gradient.new_empty(before + tokens, groups, each.shape[2]) for each in kept[1:3])
-        seen = ctx.parts[0].behind
-        keys[:seen] = values[:seen] = 0
+        keys, values = (
+            gradient.new_empty(before + tokens, groups, each.shape[1]) for each in (keys_seen, values_seen)
+        )
+        keys[: ctx.parts[0].behind] = values[: ctx.parts[0].behind] = 0
         rest = queries
         for index, part in enumerate(ctx.parts):
-            row_queries, row_keys, row_values, weights = kept[4 * index : 4 * index + 4]
+            row_queries, weights = kept[2 * index : 2 * index + 2]
+            shape = part.rows * groups, -1
+            row_keys, row_values = (seen(each, part, shape) for each in (keys_seen, values_seen))
             outcome = of_outcome.index_select(0, part.queries).index_fill_(0, part.empty, 0)
             outcome = outcome.view(*row_queries.shape[:2], width)
             of_weights = torch.bmm(outcome, row_values.transpose(1, 2))
@@ -215,6 +217,11 @@ class _Attention(torch.autograd.Function):
         of_keys, of_values = (each.transpose(0, 1).split([before, tokens], dim=1) for each in (keys, values))
         first = (of_keys[0], of_values[0]) if before else (None, None)
         return queries[None].transpose(1, 2), of_keys[1][None], of_values[1][None], *first, None, None
+
+
+def seen(keys: Tensor, part: Part, shape: tuple[int, int]) -> Tensor:
+    """Out of their table, the keys or values that each row sees, (B * K, P' + T, D)."""
+    return keys.index_select(0, part.keys).view(*shape, keys.shape[1])
 
 
 def table(packed: Tensor, before: Tensor | None = None) -> Tensor:
