@@ -9,6 +9,7 @@ import transformers
 def quiet() -> None:
     """What Lightning and transformers say of themselves, and warnings of what is meant to be so."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # who profiles asks for it
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings(
         "ignore", r".*module\(s\) in eval mode at the start of training"

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from methods import METHODS, make_prompt
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from ptlit.build import ASIDE
-from ptlit.data import ClassificationData
+from ptlit.config import conf_folder
+from ptlit.data import ChatData, ClassificationData
 from ptlit.lm import FrozenLM, load_lm
 from ptlit.loss import learned_positions, learned_token_loss
 from ptlit.module import SoftPromptModule
@@ -63,6 +66,31 @@ def test_peft_gives_the_same_loss(
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         theirs = peft.eval()(**inputs).loss
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def dialogues(lm: FrozenLM) -> ChatData:
+    instruction = yaml.safe_load((conf_folder() / "data" / "chat.yaml").read_text())["instruction"]
+    data = ChatData(tokenizer=lm.tokenizer, path="bundled_dialogues", instruction=instruction, limit=64)
+    data.setup()
+    return data
+
+
+@pytest.mark.parametrize("kind", ["data", "dialogues"])
+def test_no_method_begins_worse_than_the_untrained_lm(
+    lm: FrozenLM, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """By its default start; a tenth is what the first step's warning allows."""
+    data = request.getfixturevalue(kind)
+    batch = next(iter(data.train_dataloader()))
+    with torch.no_grad():
+        untrained = lm.model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
+        for method in METHODS:
+            prompt = make_prompt(method, lm.shape, num_virtual_tokens=20)
+            start_prompt(prompt, lm, text=data.instruction)
+            keep, targets = learned_positions(batch["labels"])
+            logits = PromptedLM(lm, prompt)(batch["input_ids"], batch["attention_mask"], keep)
+            assert learned_token_loss(logits, targets) < 1.1 * untrained, method
 
 
 @pytest.mark.parametrize("kind", [PromptTuning, PrefixTuning])
