@@ -36,7 +36,7 @@ class LearnerAtWork:
         data: TextData[Any] = made({**nodes.data, **limits}, tokenizer=lm.tokenizer, seed=nodes.seed)
         data.setup()
         train, val, test = splits(data, trial, plan, nodes.seed)
-        self.batches = ordered(train, plan, size, trial.seed, data.stratified)
+        self.batches = ordered(train, plan.examples_of(len(train)), size, trial.seed, data.stratified)
         collate = Collate(lm.tokenizer.pad_token_id or 0)
         self.learner: Learner = resolve_name(LEARNERS[trial.engine])(
             Given(lm, data, train, trial, plan, recipe, len(self.batches))
@@ -160,12 +160,12 @@ def splits(
 
 
 def ordered(
-    rows: Sequence[IndexedRow], plan: Plan, size: int, seed: int, stratified: bool
+    rows: Sequence[IndexedRow], examples: int, size: int, seed: int, stratified: bool
 ) -> list[list[int]]:
     """The batches of training itself, epoch after epoch, until the examples are used up."""
     lengths, classes = [len(row["input_ids"]) for row in rows], [row["label"] for row in rows]
     batches = Batches(lengths, size, classes=classes, stratified=stratified, seed=seed)
-    left = plan.examples if plan.examples is not None else (plan.epochs or 1) * len(rows)
+    left = examples
     found: list[list[int]] = []
     for epoch in count():
         batches.set_epoch(epoch)

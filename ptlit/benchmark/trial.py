@@ -37,6 +37,9 @@ class Plan:
     test_limit: int | None
     folds: int | None  # of the training rows, one of which is tested on; nothing is then validated
 
+    def examples_of(self, rows: int) -> int:
+        return self.examples if self.examples is not None else (self.epochs or 1) * rows
+
     def batch_of(self, recipe: "Recipe | None") -> int:
         return self.batch_size or (recipe["batch_size"] if recipe is not None else USUAL_BATCH)
 
