@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch._inductor.config as inductor
 from methods import make_prompt
+from test_packing import PACKING
 from tiny import padded_rows, tiny_lm
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -55,6 +56,20 @@ def test_a_step_is_what_it_was(wears_lora: bool, by_onednn: bool) -> None:
     for found, right in zip(compiled, plain, strict=True):
         for one, other in zip(found, right, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("architecture", PACKING)
+def test_two_graphs_serve_all_layers_of_every_family(architecture: str) -> None:
+    """One before attention and one after it."""
+    check_compiler(torch.device("cpu"))  # which makes a graph of its own
+    torch.compiler.reset()
+    lm = tiny_lm(architecture, spread=0.3)
+    plain, before = loss_and_gradients(lm, "ptuning_mlp", (14, 9, 5)), graphs()
+    lm.compile_layers(True)
+    compiled = loss_and_gradients(lm, "ptuning_mlp", (14, 9, 5))
+    assert graphs() - before == 2
+    for one, other in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
 
 
 def test_what_is_judged_or_generated_is_not_compiled() -> None:
