@@ -21,7 +21,7 @@ from ptlit.benchmark.quality_figures import Figures, headline, milestones, reach
 from ptlit.benchmark.report import JSON, PLOT, write_json
 from ptlit.benchmark.trial import Plan
 
-WIDTH = 130  # of the table, where nobody says how wide the terminal is
+WIDTH = 160  # of the table, where nobody says how wide the terminal is
 STYLES = {"ptlit": "-", "peft": "--", "lora": ":", "full": ":"}
 MARKERS = {"ptlit": "o", "peft": "s", "lora": "^", "full": "v"}  # x of those that learn nothing
 ACCURACY = {"macro_f1": "accuracy", "perplexity": "token_accuracy"}  # that stands beside what is compared
