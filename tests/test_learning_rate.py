@@ -21,11 +21,14 @@ from ptlit.train import main
 __all__ = ["lm", "moods"]  # fixtures
 
 
-def test_nine_tenths_of_the_way_down() -> None:
+def test_twice_the_rate_that_goes_nine_tenths_of_the_way_down() -> None:
     rates = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    assert suggestion(rates, (3.0, 3.0, 1.0, 4.0)) == pytest.approx(7.9e-3)  # 0.9 of a decade above 1e-3
-    assert suggestion(rates, (3.0, 1.1, 1.0, 1.0, 4.0)) == pytest.approx(8.9e-4)  # not the lowest loss
-    assert suggestion(rates, (2.0, 1.0, math.nan)) == pytest.approx(7.9e-4)
+    assert suggestion(rates, (3.0, 3.0, 1.1, 1.0, 4.0)) == pytest.approx(
+        1.8e-2
+    )  # 0.95 of a decade above 1e-3
+    assert suggestion(rates, (3.0, 1.1, 1.0, 1.0, 4.0)) == pytest.approx(1.8e-3)
+    assert suggestion(rates, (3.0, 3.0, 1.0, 4.0)) == pytest.approx(1e-2)  # at most that of the lowest loss
+    assert suggestion(rates, (2.0, 1.0, math.nan)) == pytest.approx(1e-3)
     with pytest.raises(UserMistake, match="give optim.lr a number"):
         suggestion(rates, (3.0, 3.5))
 
