@@ -17,7 +17,7 @@ PACKAGES = {"int8": "torchao", "int4": "torchao", "llm_int8": "bitsandbytes", "n
 
 
 def quantization_config(name: str) -> Any:
-    """All keep activations as they are."""
+    """Weights alone, but for llm_int8, which rounds activations too."""
     if name == "int4" and not torch.cuda.is_available():
         raise UserMistake(
             "model.quantization=int4 is converted on a GPU alone: give nf4, which has four bits too, or int8."
