@@ -7,6 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from ptlit.whole_file import replaced
+
 
 def read_curves(files: Sequence[Path]) -> dict[str, list[tuple[int, float]]]:
     """Lightning's CSV has a column a metric and blanks where it was not measured. A later file counts."""
@@ -40,9 +42,8 @@ def plot_curves(files: Sequence[Path], picture: Path, metrics: dict[str, float],
     right.set(ylim=(0, 1), xlim=left.get_xlim())
     right.legend()
     figure.suptitle(title)
-    part = picture.with_suffix(".part.png")
-    figure.savefig(part, dpi=110)
-    part.replace(picture)
+    with replaced(picture) as part:
+        figure.savefig(part, dpi=110)
 
 
 def smoothed(points: list[tuple[int, float]], memory: float = 0.9) -> list[tuple[int, float]]:

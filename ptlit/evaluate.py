@@ -24,6 +24,7 @@ from ptlit.report import Metrics, write_report
 from ptlit.run import Run, open_run, read_config
 from ptlit.run_folder import RunFolder
 from ptlit.summary import from_here
+from ptlit.whole_file import replaced
 
 MEASURES = {
     "accuracy": "accuracy",
@@ -164,12 +165,10 @@ def write_table(done: Sequence[Evaluation]) -> Path:
     path = Path(os.path.commonpath([each.path.absolute().parent for each in done])) / (
         f"evaluation_{done[0].folder.name}.csv"
     )
-    part = path.with_suffix(".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with replaced(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
         lines.writerow(["run", *names])
         lines.writerows([each.path, *(each.metrics.get(name, "") for name in names)] for each in done)
-    os.replace(part, path)
     return path
 
 

@@ -1,7 +1,6 @@
 """Look at what a prompt has become: python -m ptlit.inspect run=<run folder>"""
 
 import csv
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from ptlit.prompt import EmbeddingPrompt
 from ptlit.quiet import quiet
 from ptlit.run import Run, open_run
 from ptlit.summary import from_here
+from ptlit.whole_file import replaced
 
 
 @dataclass(frozen=True)
@@ -171,16 +171,13 @@ def draw(found: Findings, picture: Path, title: str) -> None:
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.legend()
     figure.suptitle(title)
-    part = picture.with_suffix(".part.png")
-    figure.savefig(part, dpi=110)
-    os.replace(part, picture)
+    with replaced(picture) as part:
+        figure.savefig(part, dpi=110)
 
 
 def write_table(found: Findings, path: Path) -> None:
-    part = path.with_suffix(".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with replaced(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([found.headings, *found.lines])
-    os.replace(part, path)
 
 
 def print_findings(found: Findings, seen_from: str) -> None:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ptlit.data import Batch, TextData
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
+from ptlit.whole_file import replaced
 
 AUTO = "auto"
 BATCHES = 4
@@ -149,6 +150,5 @@ def plot(rates: Sequence[float], losses: Sequence[float], rate: float, picture: 
     axes.axvline(rate, ls="--", lw=1, color="tab:orange", label=f"optim.lr={rate:g}")
     axes.set(title="loss of the same batches", xlabel="learning rate, rising", xscale="log")
     axes.legend()
-    part = picture.with_suffix(".part.png")
-    figure.savefig(part, dpi=110)
-    part.replace(picture)
+    with replaced(picture) as part:
+        figure.savefig(part, dpi=110)

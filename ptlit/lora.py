@@ -6,11 +6,8 @@ stays as it was, for a sweep's next job and for the baseline.
 
 import copy
 import json
-import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +20,7 @@ from transformers import PreTrainedModel
 
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
+from ptlit.whole_file import replaced
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # how PEFT's names begin in a file
@@ -200,10 +198,3 @@ def write_lora(folder: Path, lm: FrozenLM) -> None:
     options = {key: sorted(each) if isinstance(each, set) else each for key, each in config.to_dict().items()}
     with replaced(folder / CONFIG) as part:
         part.write_text(json.dumps(options, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    part = path.with_suffix(".part")
-    yield part
-    os.replace(part, path)

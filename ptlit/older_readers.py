@@ -5,7 +5,7 @@ what they do not find they replace by a default, without a word. transformers 5 
 import json
 from pathlib import Path
 
-from ptlit.run_folder import write_json
+from ptlit.whole_file import write_json
 
 GENERAL_CLASS = "PreTrainedTokenizerFast"
 

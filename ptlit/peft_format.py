@@ -8,7 +8,6 @@ of theirs, and texts go in without it.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count, takewhile
@@ -25,6 +24,7 @@ from ptlit.lm import LMShape
 from ptlit.mistake import UserMistake
 from ptlit.prompt import EmbeddingPrompt, KeyValuePrompt, PrefixTuning, PromptTuning, SoftPrompt
 from ptlit.prompt.base import peft_rows
+from ptlit.whole_file import replaced, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EMBEDDINGS = "prompt_embeddings"  # the one tensor that PEFT reads
@@ -87,13 +87,9 @@ def write_adapter(
     tensors = {EMBEDDINGS: given, **ours}
     metadata = {"format": "pt", METHOD: type(prompt).__name__}
     metadata |= {LEADING: json.dumps(leading)} if leading else {}
-    half = folder / (WEIGHTS + ".part")
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, half, metadata=metadata)
-    os.replace(half, folder / WEIGHTS)
-    half = folder / (CONFIG + ".part")
-    config = adapter_config(prompt, len(given), shape, base_model, revision)
-    half.write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(half, folder / CONFIG)
+    with replaced(folder / WEIGHTS) as part:
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, part, metadata=metadata)
+    write_json(folder / CONFIG, adapter_config(prompt, len(given), shape, base_model, revision))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torchmetrics import ConfusionMatrix
 
 from ptlit.data import TextData
 from ptlit.module import SoftPromptModule
-from ptlit.run_folder import write_json
+from ptlit.whole_file import write_json
 
 Metrics = dict[str, float]
 

@@ -1,6 +1,5 @@
 """What a run leaves behind, and where: one folder holds all that judging, using or resuming it needs."""
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -10,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from ptlit.mistake import UserMistake
+from ptlit.whole_file import write_json
 
 
 class RunFolder:
@@ -102,10 +102,3 @@ def named_folders(run: str | list[str] | Mapping[str, str]) -> dict[str, Path]:
         for folder in folders
     ]
     return dict(zip(names, folders, strict=True))
-
-
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Whole or not at all: what was there before stays until then."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from ptlit.run_folder import write_json
+from ptlit.whole_file import write_json
 
 ERROR_FILE = "error.txt"  # in the folder of a job that failed
 ENDED = Path(".hydra") / "ended.json"  # in that of one that did not

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ptlit.mistake import UserMistake
-from ptlit.run_folder import write_json
+from ptlit.whole_file import replaced, write_json
 
 
 def contents(file: Path) -> str | None:
@@ -57,10 +57,8 @@ class Unfinished:
 
     def put(self, chunk: int, probabilities: NDArray[numpy.float32]) -> None:
         """(rows of the chunk, C), NaN where a row could not be answered."""
-        part = self._file(chunk).with_suffix(".part")
-        with part.open("wb") as file:
-            numpy.save(file, probabilities)
-        part.replace(self._file(chunk))
+        with replaced(self._file(chunk)) as part:
+            numpy.save(part, probabilities)
 
     def get(self, chunk: int) -> NDArray[numpy.float32]:
         return numpy.load(self._file(chunk), allow_pickle=False)

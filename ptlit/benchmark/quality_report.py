@@ -18,8 +18,9 @@ from ptlit.benchmark.learners import UNTAUGHT
 from ptlit.benchmark.learners.plain import SAME_IN_PEFT
 from ptlit.benchmark.machine import device_name
 from ptlit.benchmark.quality_figures import Figures, headline, milestones, reached, rows_of
-from ptlit.benchmark.report import JSON, PLOT, write_json
+from ptlit.benchmark.report import JSON, PLOT
 from ptlit.benchmark.trial import Plan
+from ptlit.whole_file import replaced, write_json
 
 WIDTH = 160  # of the table, where nobody says how wide the terminal is
 STYLES = {"ptlit": "-", "peft": "--", "lora": ":", "full": ":"}
@@ -143,9 +144,8 @@ def plot(rows: list[Figures], name: str, picture: Path, title: str) -> None:
     if first.get_legend_handles_labels()[1]:
         figure.legend(*first.get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.suptitle(title)
-    part = picture.with_suffix(".part.png")
-    figure.savefig(part, dpi=110)
-    part.replace(picture)
+    with replaced(picture) as part:
+        figure.savefig(part, dpi=110)
 
 
 def draw(axes: Axes, row: Figures, key: str, name: str, color: str) -> None:

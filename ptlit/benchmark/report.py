@@ -1,7 +1,5 @@
 """What a benchmark says: a table in the terminal, benchmark.json and a plot in the run folder."""
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +14,7 @@ from rich.table import Column, Table
 from ptlit.benchmark.figures import Figures, Measurement, figures, ratios
 from ptlit.benchmark.machine import device_name
 from ptlit.benchmark.rows import AboutLM
+from ptlit.whole_file import replaced, write_json
 
 JSON, PLOT = "benchmark.json", "benchmark.png"
 WIDTH = 100  # of the table, where nobody says how wide the terminal is
@@ -70,12 +69,6 @@ class Report:
             self.console.print(table(section, contents["ratios"]))
         plot(contents["rows"], self.folder / PLOT, f"{self.where['model']}, {self.machine['name']}")
         self.console.print(f"figures {self.folder / JSON}\nplot    {self.folder / PLOT}")
-
-
-def write_json(path: Path, contents: Any) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 def table(section: Sequence[Figures], compared: Sequence[Figures]) -> Table:
@@ -149,6 +142,5 @@ def plot(rows: Sequence[Figures], picture: Path, title: str) -> None:
     right.barh(places, [row["loaded_mb"] for row in rows], color="white", alpha=0.5)
     right.set(title="peak MB (pale: once loaded)")
     figure.suptitle(title)
-    part = picture.with_suffix(".part.png")
-    figure.savefig(part, dpi=110)
-    part.replace(picture)
+    with replaced(picture) as part:
+        figure.savefig(part, dpi=110)
