@@ -204,6 +204,22 @@ def test_necessary_operations_are_those_that_torch_counts(method: str) -> None:
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_of_several_rows_virtual_tokens_are_necessary_once(method: str) -> None:
+    """In the linear layers; every row attends to them by itself."""
+    given = setup(method)
+    one, other = batches()[0][0], batches()[1][3]
+
+    def operations(*rows: dict) -> float:
+        return necessary_operations(given.lm, given.prompt, rows)
+
+    width, virtual = limit.attention_width(given.lm.model), given.prompt.num_virtual_tokens
+    runs_through = 4 * limit.linear_weights(given.lm.model) * virtual
+    runs_through += 12 * width * virtual * (virtual + 1) // 2
+    expected = operations(one) + operations(other) - runs_through * (method == "prompt_tuning")
+    assert operations(one, other) == expected
+
+
 def nodes(tmp_path: Path, rows: int = 40) -> Nodes:
     lm = tiny_lm("llama", spread=0.2)
     lm.model.save_pretrained(tmp_path / "lm")

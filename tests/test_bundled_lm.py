@@ -80,14 +80,15 @@ def dialogues(lm: FrozenLM) -> ChatData:
 def test_no_method_begins_worse_than_the_untrained_lm(
     lm: FrozenLM, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    """By its default start; a tenth is what the first step's warning allows."""
+    """By the start that its file names; a tenth is what the first step's warning allows."""
     data = request.getfixturevalue(kind)
     batch = next(iter(data.train_dataloader()))
     with torch.no_grad():
         untrained = lm.model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
         for method in METHODS:
             prompt = make_prompt(method, lm.shape, num_virtual_tokens=20)
-            start_prompt(prompt, lm, text=data.instruction)
+            init = yaml.safe_load((conf_folder() / "prompt" / f"{method}.yaml").read_text())["init"]
+            start_prompt(prompt, lm, from_=init["from"], text=init["text"] or data.instruction)
             keep, targets = learned_positions(batch["labels"])
             logits = PromptedLM(lm, prompt)(batch["input_ids"], batch["attention_mask"], keep)
             assert learned_token_loss(logits, targets) < 1.1 * untrained, method

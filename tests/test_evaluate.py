@@ -13,6 +13,8 @@ from tiny import byte_tokenizer
 
 from ptlit.data import ClassificationData
 from ptlit.evaluate import main
+from ptlit.predict import main as predict
+from ptlit.prompted_lm import PromptedLM
 
 
 def read(path: Path) -> dict[str, float]:
@@ -40,6 +42,23 @@ def test_the_numbers_are_those_of_the_training(
         for file in ("metrics.json", "predictions.csv", "samples.md", "confusion_matrix.png"):
             left, made = folder / "report" / file, folder / "evaluation" / "test" / file
             assert left.read_bytes() == made.read_bytes(), file
+
+
+def test_the_prompt_is_computed_once_for_all_batches(
+    place: Path, trained_deep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix, computed = PromptedLM.prefix, []
+
+    def counted(self: PromptedLM) -> object:
+        computed.append(self)
+        return prefix(self)
+
+    monkeypatch.setattr(PromptedLM, "prefix", counted)
+    given = [f"run={trained_deep.name}", "batch_size=1"]
+    call(place, main, *given)
+    assert len(rows_of(place, "test")) > 1 and len(computed) == 1
+    call(place, predict, *given, "input=tweets.csv", "output=answers.csv")
+    assert len(computed) == 2
 
 
 def test_a_split_that_was_left_alone_is_judged_later(place: Path, capsys: pytest.CaptureFixture) -> None:

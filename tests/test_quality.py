@@ -18,15 +18,16 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ptlit.benchmark.__main__ import main
+from ptlit.benchmark.case import Nodes
 from ptlit.benchmark.judging import Judge
 from ptlit.benchmark.learners import Given, Learner
 from ptlit.benchmark.learners.own import OwnLearner
 from ptlit.benchmark.learners.plain import PlainLearner
 from ptlit.benchmark.learners.untaught import Majority, Untrained, few_shot, hard
-from ptlit.benchmark.learning import ordered
+from ptlit.benchmark.learning import LearnerAtWork, ordered
 from ptlit.benchmark.quality import DONE, Quality
 from ptlit.benchmark.quality_figures import reached, rows_of
-from ptlit.benchmark.quality_report import finite
+from ptlit.benchmark.quality_report import drawn, finite
 from ptlit.benchmark.shipped import PARTS, shipped
 from ptlit.benchmark.trial import Plan, Trial
 from ptlit.config import conf_folder
@@ -364,6 +365,53 @@ def test_the_best_rate_on_validation_is_what_is_compared_with() -> None:
     (each,) = reached([peft, ours], "loss", {})
     assert each["target"] == pytest.approx(0.4)  # the least, not the most
     assert (each["peft_examples"], each["ptlit_examples"]) == (16, 8)
+
+
+def test_the_picture_has_every_learner_on_every_axis() -> None:
+    """What is compared above, accuracy below; against examples, seconds and memory."""
+    trials = [
+        trial("ptlit", None, 1, 0.3, 0.6, 0.5),
+        trial("peft", 0.1, 1, 0.2, 0.4, 0.5),
+        trial("untrained", None, 1, 0.3) | {"method": None},
+    ]
+    for each in trials:
+        each["curve"] = [point | {"accuracy": 0.1 + point["macro_f1"]} for point in each["curve"]]
+        each["test"] = {"macro_f1": 0.5, "accuracy": 0.7}
+    grid = drawn(rows_of(trials), "macro_f1", "tweets").axes
+    assert [axes.get_xlabel() for axes in grid[3:6]] == ["examples", "seconds", "peak MB"]
+    assert [axes.get_ylabel() for axes in (grid[0], grid[3])] == [
+        "validation macro f1",
+        "validation accuracy",
+    ]
+    assert [axes.get_ylabel() for axes in (grid[2], grid[5])] == ["test macro f1", "test accuracy"]
+    for axes in grid[:6]:
+        assert len(axes.lines) == 3
+    ours, theirs, level = grid[0].lines
+    assert (list(ours.get_xdata()), list(ours.get_ydata())) == ([0, 8, 16], [0.3, 0.6, 0.5])
+    assert list(theirs.get_ydata()) == [0.2, 0.4, 0.5] and set(level.get_ydata()) == {0.3}
+    assert list(grid[4].lines[0].get_ydata()) == pytest.approx([0.4, 0.7, 0.6])
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in grid[5].lines] == [(2, 0.7)] * 3
+
+
+def test_what_was_best_on_validation_is_tested(tmp_path: Path) -> None:
+    make_place(tmp_path)
+    data = {"_target_": "ptlit.data.ClassificationData", "path": str(tmp_path / "tweets.csv")}
+    model = {"_target_": "ptlit.lm.load_lm", "name_or_path": str(tmp_path / "lm")}
+    nodes = Nodes(model, data | {"max_length": 64}, {}, seed=1, device="cpu")
+    at_work = LearnerAtWork(Trial("peft", "prompt_tuning", 0.1, 1, None), nodes, None, PLAN)
+    (learned,) = at_work.learner.learned.values()
+    judge, judged = at_work.val.judge, []
+
+    def noted(learner: Learner) -> Any:
+        judged.append(learned.detach().clone())
+        said = (0.0, 1.0, 0.5)[len(judged) - 1]  # of the three the second is the best
+        return replace(judge(learner), score=(said, 0.0))
+
+    at_work.val.judge = noted  # type: ignore[method-assign]
+    found = at_work.learn()
+    assert len(judged) == 3 and found["best"] == found["curve"][1]
+    assert torch.equal(learned, judged[1]) and not torch.equal(learned, judged[2])
+    assert found["test"] == at_work.test.judge(at_work.learner).metrics
 
 
 def test_what_has_diverged_is_no_number() -> None:

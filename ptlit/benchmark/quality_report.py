@@ -60,7 +60,9 @@ class QualityReport:
         self.console.print(table(contents["rows"], name))
         for each in contents["reached"]:
             self.console.print(sentence(each))
-        plot(contents["rows"], name, folder / PLOT, f"{self.where['model']}, {self.where['data']}")
+        figure = drawn(contents["rows"], name, f"{self.where['model']}, {self.where['data']}")
+        with replaced(folder / PLOT) as part:
+            figure.savefig(part, dpi=110)
         self.console.print(f"figures {folder / JSON}\nplot    {folder / PLOT}")
 
 
@@ -76,7 +78,14 @@ def finite(value: Any) -> Any:
 def table(rows: list[Figures], name: str) -> Table:
     other = ACCURACY[name]
     found = Table(Column(no_wrap=True, min_width=22), box=SIMPLE)
-    headings = ("learning\nrate", "trainable", f"test\n{other}", f"test\n{name}", f"best val\n{name}")
+    headings = (
+        "learning\nrate",
+        "trainable",
+        f"test\n{other}",
+        f"test\n{name}",
+        "test\nloss",
+        f"best val\n{name}",
+    )
     for heading in (*headings, "after\nexamples", "train\nloss", "s", "CPU s", "peak\nMB"):
         found.add_column(heading.replace("_", " "), justify="right", no_wrap=True)
     for row in rows:
@@ -86,6 +95,7 @@ def table(rows: list[Figures], name: str) -> Table:
             shown(row["trainable"] or None, ",.0f"),
             shown(row[other], ".3f"),
             shown(row[name], ".3f") + spread(row[f"{name}_range"]),
+            shown(row["loss"], ".3f"),
             shown(row["val_best"], ".3f"),
             shown(row["examples_at_best"], ",.0f") if row["trainable"] else "",
             shown(row["train_loss"], ".3f"),
@@ -118,7 +128,7 @@ def sentence(each: Figures) -> str:
     )
 
 
-def plot(rows: list[Figures], name: str, picture: Path, title: str) -> None:
+def drawn(rows: list[Figures], name: str, title: str) -> Figure:
     """Validation against examples and against seconds, those that learn nothing as level lines, and the test
     against peak memory; what learners are compared by above, accuracy below.
     """
@@ -129,8 +139,8 @@ def plot(rows: list[Figures], name: str, picture: Path, title: str) -> None:
     for (examples, seconds, memory), measure in zip(grid, (name, ACCURACY[name]), strict=True):
         for row in rows:
             color = colors[row["method"] or row["engine"]]
-            draw(examples, row, "examples", measure, color)
-            draw(seconds, row, "seconds", measure, color)
+            draw_curve(examples, row, "examples", measure, color)
+            draw_curve(seconds, row, "seconds", measure, color)
             if row["peak_mb"]:
                 memory.plot(row["peak_mb"], row[measure], MARKERS.get(row["engine"], "x"), color=color)
         words = measure.replace("_", " ")
@@ -144,11 +154,10 @@ def plot(rows: list[Figures], name: str, picture: Path, title: str) -> None:
     if first.get_legend_handles_labels()[1]:
         figure.legend(*first.get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.suptitle(title)
-    with replaced(picture) as part:
-        figure.savefig(part, dpi=110)
+    return figure
 
 
-def draw(axes: Axes, row: Figures, key: str, name: str, color: str) -> None:
+def draw_curve(axes: Axes, row: Figures, key: str, name: str, color: str) -> None:
     points = [point for point in row["curve"] if name in point]
     if not points:
         return

@@ -67,7 +67,9 @@ class Report:
         contents = self.contents()
         for section in sections(contents["rows"]):
             self.console.print(table(section, contents["ratios"]))
-        plot(contents["rows"], self.folder / PLOT, f"{self.where['model']}, {self.machine['name']}")
+        figure = drawn(contents["rows"], f"{self.where['model']}, {self.machine['name']}")
+        with replaced(self.folder / PLOT) as part:
+            figure.savefig(part, dpi=110)
         self.console.print(f"figures {self.folder / JSON}\nplot    {self.folder / PLOT}")
 
 
@@ -121,7 +123,7 @@ def times_over(peer: Figures, batching: str, compared: Sequence[Figures]) -> str
     return f"{found[0]:.2f}x" if len(found) == 1 else ""
 
 
-def plot(rows: Sequence[Figures], picture: Path, title: str) -> None:
+def drawn(rows: Sequence[Figures], title: str) -> Figure:
     """Speed, with the range of the passes, and memory of every row of the table."""
     rows = [row for section in sections(rows) for row in section]
     speed = "examples_per_cpu_second" if rows[0]["device"] == "cpu" else "examples_per_second"
@@ -142,5 +144,4 @@ def plot(rows: Sequence[Figures], picture: Path, title: str) -> None:
     right.barh(places, [row["loaded_mb"] for row in rows], color="white", alpha=0.5)
     right.set(title="peak MB (pale: once loaded)")
     figure.suptitle(title)
-    with replaced(picture) as part:
-        figure.savefig(part, dpi=110)
+    return figure
