@@ -107,7 +107,8 @@ class Advice(L.Callback):
             lower = f"lower optim.lr (now {rate(trainer):g}) or trainer.gradient_clip_val (now {clip})."
             self._say(module, "grown", f"the prompt is {grown:,.0f} times as large as at its start: {lower}")
         if grown < SHRUNK:
-            lower = f"lower optim.weight_decay or optim.lr (now {rate(trainer):g})."
+            decay = "optim.weight_decay or " if trainer.optimizers[0].defaults.get("weight_decay") else ""
+            lower = f"lower {decay}optim.lr (now {rate(trainer):g})."
             self._say(module, "shrunk", f"the prompt has {grown:.3f} of its size at the start: {lower}")
 
     def _look_at_answers(self, trainer: L.Trainer, module: SoftPromptModule) -> None:
