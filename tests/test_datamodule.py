@@ -258,6 +258,40 @@ def test_contradicting_options_are_named_before_anything_is_read(options, senten
         ClassificationData(tokenizer=TOKENIZER, path="nowhere.csv", **options)
 
 
+def test_a_label_that_is_set_aside_wholly_is_judged_in_the_fold_that_has_it(tmp_path):
+    file = tmp_path / "rare.csv"
+    lines = [f"text {i},{'ab'[i % 2]}" for i in range(40)]
+    file.write_text("\n".join(["text,label", *lines, "seldom seen,rare"]))
+    found = []
+    for fold in range(3):
+        data = data_of(file, folds=3, fold=fold, class_weights="balanced")
+        assert data.label_words.names == ("a", "b", "rare")
+        counts = {split: part["counts"]["rare"] for split, part in data.summary()["splits"].items()}
+        said = "train has no row of rare left" in " ".join(data.summary()["notes"])
+        assert said == (counts["train"] == 0)
+        found.append(next(split for split, count in counts.items() if count))
+    assert sorted(found) == ["test", "train", "train"]
+
+
+def test_a_label_whose_texts_are_copies_of_anothers_is_no_traceback(tmp_path):
+    file = tmp_path / "copies.csv"
+    lines = [f"text {i},{'ab'[i % 2]}" for i in range(40)]
+    for i in range(40):  # whichever is set aside, all of the third label goes with it
+        file.write_text("\n".join(["text,label", *lines, f"Text {i},odd"]))
+        data = data_of(file)
+        assert data.label_words.names == ("a", "b", "odd")
+        (split,) = [split for split, rows in data.rows.items() if 2 in [row["label"] for row in rows]]
+        assert ("train has no row of odd" in data.summary()["notes"][-1]) == (split != "train")
+
+
+def test_one_label_left_to_train_on_is_a_mistake(tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text("\n".join(["text,label", *(f"text {i},a" for i in range(30)), "other,b"]))
+    with pytest.raises(UserMistake, match="too few different texts of b: once val and test are set aside"):
+        for fold in range(3):
+            data_of(file, folds=3, fold=fold)
+
+
 def test_folds_of_a_source_that_has_splits_are_refused(tmp_path, file):
     folder = tmp_path / "splits"
     folder.mkdir()

@@ -160,7 +160,9 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
 
     @abstractmethod
     def _prepare(self, strata: Collection[str]) -> None:
-        """Whatever the training rows, which are of these, decide for all rows."""
+        """Whatever the training rows decide for all rows. They were of these before any were set aside, so
+        that every fold has the same.
+        """
 
     @property
     @abstractmethod
@@ -204,9 +206,10 @@ class TextData(lightning.LightningDataModule, ABC, Generic[R]):
         order = sorted(tables, key=("train", "val", "test").index)
         splits = self._cleaned({split: tables[split] for split in order})
         del tables  # of a JSON file or bundled rows all stand in memory
+        strata = splits["train"].traits.counts().keys()
         notes = self.setting_aside.missing_splits(splits, by_label=self._label_column is not None)
         self.sets_aside = len(notes) > 0
-        self._prepare(splits["train"].traits.counts().keys())
+        self._prepare(strata)
         notes += self.setting_aside.few_of_train(splits)
         kept = {
             split: self._in_tokens(split, rows.at(limited(rows.traits, self.limits[split], self.seed)))

@@ -43,6 +43,19 @@ class SettingAside:
 
     def missing_splits(self, splits: Splits, by_label: bool) -> list[str]:
         """Rows of train become the splits that the source lacks."""
+        before = splits["train"].traits.counts()
+        said = self._missing_splits(splits, by_label)
+        left = splits["train"].traits.counts()
+        gone = ", ".join(sorted(name for name in before if name not in left))
+        if gone and len(left) < 2:
+            raise UserMistake(
+                f"{self.path} has too few different texts of {gone}: once val and test are set aside, none "
+                "is left to train on, so give more of them, or files of their own for val and test."
+            )
+        unlearned = f"train has no row of {gone} left: such rows are judged, and none is learned from"
+        return [*said, unlearned] if gone else said
+
+    def _missing_splits(self, splits: Splits, by_label: bool) -> list[str]:
         said = self._test_fold(splits) if self.folds is not None and self.fold is not None else []
         wanted = [split for split in ("val", "test") if split not in splits]
         if not wanted:
