@@ -21,6 +21,9 @@ from ptlit.whole_file import write_json
 
 Metrics = dict[str, float]
 
+WIDEST = 12.0  # inches of a picture, however many labels there are
+MOST_WITH_NUMBERS = 30  # labels of a picture whose cells hold numbers; of more it names so many
+
 
 def write_report(
     folder: Path,
@@ -84,8 +87,17 @@ def answer_columns(names: Sequence[str], of_many: bool = False) -> list[str]:
 
 
 def confusion_figure(confusion: ConfusionMatrix, names: Sequence[str]) -> Figure:
-    figure = Figure(figsize=(1.6 * len(names) + 1, 1.6 * len(names)), layout="constrained")
-    confusion.plot(ax=figure.subplots(), labels=list(names))
+    """Of many labels only the colours are left, and the names of some."""
+    side, many = min(1.6 * len(names), WIDEST), len(names) > MOST_WITH_NUMBERS
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    confusion.plot(ax=axes, labels=list(names), add_text=not many)
+    for number in axes.texts:
+        number.set_fontsize(min(15, 360 / len(names)))  # so that those of two cells do not touch
+    if many:
+        named = range(0, len(names), -(-len(names) // MOST_WITH_NUMBERS))
+        axes.set_xticks(named, [names[i] for i in named])
+        axes.set_yticks(named, [names[i] for i in named])
     return figure
 
 
