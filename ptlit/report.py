@@ -111,8 +111,9 @@ def samples_table(
         return float(probabilities[rows[index]["label"]])
 
     by_surprise = sorted(given.items(), key=surprise)
-    half = num_rows // 2
-    shown = by_surprise if len(by_surprise) <= num_rows else [*by_surprise[:half], *by_surprise[-half:]]
+    last = min(num_rows, len(by_surprise)) // 2
+    first = min(num_rows, len(by_surprise)) - last
+    shown = [*by_surprise[:first], *by_surprise[len(by_surprise) - last :]]
     lines = ["| right | answered | sure | text |", "|---|---|---|---|"]
     for index, probabilities in shown:
         row, answer = rows[index], int(torch.argmax(probabilities))

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from ptlit.report import confusion_figure
+from ptlit.report import confusion_figure, samples_table
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # torchmetrics
@@ -23,3 +24,20 @@ def test_a_picture_of_many_labels_is_no_larger(labels: int, numbers: int, named:
         assert len(ticks) == named
     shown = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
     assert all(label.get_text() == names[int(place)] for place, label in shown)
+
+
+def texts_shown(num_rows: int, rows: int = 10) -> list[str]:
+    """Of rows that are answered the more wrongly the lower their number."""
+    sure = [(i + 1) / (rows + 1) for i in range(rows)]
+    given: dict[int, Tensor] = {i: torch.tensor([chance, 1 - chance]) for i, chance in enumerate(sure)}
+    every = [{"text": str(i), "label": 0} for i in range(rows)]
+    lines = samples_table(every, ("a", "b"), given, num_rows).splitlines()[2:]
+    return [line.split("|")[-2].strip() for line in lines]
+
+
+def test_so_many_rows_are_shown_as_were_asked_for() -> None:
+    assert texts_shown(0) == []
+    assert texts_shown(1) == ["0"]
+    assert texts_shown(4) == ["0", "1", "8", "9"]
+    assert texts_shown(5) == ["0", "1", "2", "8", "9"]
+    assert texts_shown(10) == texts_shown(11) == [str(i) for i in range(10)]
