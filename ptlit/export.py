@@ -81,7 +81,7 @@ def export(
 def named_paths(run: str | list[str] | dict[str, str]) -> dict[str, Path]:
     """A single prompt needs no name; several are called by their folders, unless names are given."""
     if isinstance(run, dict):
-        named = {name: Path(path).expanduser() for name, path in run.items()}
+        named = {str(name): Path(path).expanduser() for name, path in run.items()}
         if wrong := [name for name in named if not re.fullmatch(r"[A-Za-z0-9_.-]+", name)]:
             raise UserMistake(
                 f"run: {wrong[0]!r} is no name for a prompt: use letters, digits, _, - and dots."

@@ -24,7 +24,7 @@ from transformers import (
     pipeline,
 )
 
-from ptlit.export import export, main
+from ptlit.export import export, main, named_paths
 from ptlit.lm import load_lm
 from ptlit.mistake import UserMistake
 from ptlit.older_readers import say_rotary_base
@@ -52,6 +52,14 @@ def test_the_command(place: Path, trained: Path, tmp_path: Path, capsys: pytest.
             call(place, main, *words)
         assert complaint in str(end.value)
     assert not (place / "new").exists()
+
+
+def test_a_prompt_may_be_named_by_a_number(place: Path, trained: Path, tmp_path: Path) -> None:
+    call(place, main, f"run={{1: {trained}}}", f"output={tmp_path}/numbered")
+    (prompt,) = json.loads((tmp_path / "numbered" / "ptlit_prompts.json").read_text())
+    assert prompt["name"] == "1"
+    with pytest.raises(UserMistake, match="run: 'a b' is no name for a prompt"):
+        named_paths({"a b": "runs/a"})
 
 
 @pytest.fixture(scope="module")
