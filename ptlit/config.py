@@ -23,6 +23,7 @@ BOXES = ("callbacks", "logger")  # each of these holds any number of named thing
 SPREAD = ("experiment", "hydra", "sweep")  # groups that write into the others and have no key of their own
 
 WHOLE_NUMBERS = {"seed": 0, "ensemble": 1}  # that stand at the root, and how small they may be
+LARGEST_SEED = 2**32 - 1  # that numpy takes
 NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {  # the others there
     "kl_weight": (lambda value: 0 <= value < math.inf, "a number, 0 or more"),
     "drop_virtual_tokens": (lambda value: 0 <= value < 1, "a number from 0 up to, not including, 1"),
@@ -80,6 +81,8 @@ def config_mistakes(cfg: DictConfig, config_name: str = "train") -> list[str]:
         value = tree.get(key, least)
         if value != MISSING and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             mistakes.append(f"{key}={shown(value)} must be a whole number, {least} or more.")
+    if isinstance(seed := tree.get("seed"), int) and seed > LARGEST_SEED:
+        mistakes.append(f"seed={seed} must be {LARGEST_SEED} or less.")
     for key, (right, kind) in NUMBERS.items():
         value = tree.get(key, 0.0)
         number = isinstance(value, int | float) and not isinstance(value, bool)

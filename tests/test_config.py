@@ -8,10 +8,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from lightning.fabric.utilities.seed import max_seed_value
 from omegaconf import DictConfig
 
 from ptlit import lm
-from ptlit.config import check, conf_folder
+from ptlit.config import LARGEST_SEED, check, conf_folder
 from ptlit.mistake import UserMistake
 from ptlit.overrides import paths_quoted, preflight
 from ptlit.signature import fits, option_mistakes
@@ -79,6 +80,7 @@ def test_what_is_shipped_is_right(experiment: str) -> None:
             "data.label_words={a: 3} must be a mapping to text or a list, each text or null.",
         ),
         ("seed=-1", "seed=-1 must be a whole number, 0 or more."),
+        ("seed=4294967296", "seed=4294967296 must be 4294967295 or less."),
         ("loss.label_weight=-1", "loss.label_weight=-1 must be 0 or more."),
         ("loss.label_weight=much", "loss.label_weight=much must be a number."),
         (
@@ -408,6 +410,11 @@ def test_a_path_or_a_text_needs_no_quotes(word: str) -> None:
     (override,) = OverridesParser.create().parse_overrides(paths_quoted([word]))
     assert (override.key_or_group, override.value()) == (key, value)
     assert not override.is_sweep_override()
+
+
+def test_the_largest_seed_is_one() -> None:
+    assert complaints(f"seed={max_seed_value}") == []
+    assert max_seed_value == LARGEST_SEED
 
 
 def test_a_text_can_be_swept() -> None:
