@@ -210,6 +210,20 @@ def test_a_finished_epoch_is_followed_by_a_whole_one():
     assert len(seen(resumed)) == 26
 
 
+@pytest.mark.parametrize("options", [{}, {"max_tokens": 128}, {"balanced": True, "stratified": True}])
+def test_checkpoints_do_not_form_the_batches_again(monkeypatch, options):
+    loader = make_loader(classes=CLASSES, **options)
+    count = len(loader)
+    formed = []
+    monkeypatch.setattr(Batches, "_formed", lambda *_: formed.append("again"))
+    for epoch in range(3):
+        loader.batches.set_epoch(epoch)
+        assert loader.state_dict() == {"epoch": epoch, "batches": 0}
+    monkeypatch.setattr(sampler_file, "_rank_and_world_size", lambda: (1, 3))
+    assert len(loader) == -(-count // 3)
+    assert formed == []
+
+
 def test_iterating_leaves_the_global_generator_alone():
     torch.manual_seed(0)
     expected = torch.rand(1)
