@@ -20,6 +20,7 @@ from ptlit.data.outputs import check_writable
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
 from ptlit.quiet import quiet
+from ptlit.reading_keys import mistakes_of_judging
 from ptlit.report import Metrics, write_report
 from ptlit.run import Run, open_run, read_config
 from ptlit.run_folder import RunFolder
@@ -83,7 +84,8 @@ def evaluate(
     done = []
     for path, folder in folders.items():
         opened = open_run(path, checkpoint, lm, trust_code, averages=True)
-        data: ClassificationData = read_data(opened, file, changes)
+        with mistakes_of_judging():
+            data: ClassificationData = read_data(opened, file, changes)
         accelerator = judging_accelerator(opened.cfg, device)
         done.append(Evaluation(path, opened, judge(opened, data, split, accelerator, folder), folder))
     print_table(done)

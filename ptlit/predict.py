@@ -22,6 +22,7 @@ from ptlit.many_prompts import ManyPrompts
 from ptlit.mistake import UserMistake
 from ptlit.module import SoftPromptModule
 from ptlit.quiet import quiet
+from ptlit.reading_keys import as_judging_says, mistakes_of_judging
 from ptlit.report import answer_columns
 from ptlit.run_folder import named_folders
 from ptlit.runs import Runs, accelerator, open_runs, precision, setting
@@ -76,7 +77,9 @@ def predict(
     )
     if run_column == file.text_column:
         raise UserMistake(f"run_column={run_column} is the column with the texts.")
-    survey = look_at(file, runs, chunk_size, columns, setting(runs, "on_bad_row", on_bad_row))
+    if_bad = setting(runs, "on_bad_row", on_bad_row)
+    with mistakes_of_judging():
+        survey = look_at(file, runs, chunk_size, columns, if_bad)
 
     began = time.perf_counter()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +183,7 @@ def print_summary(
     said = [each if len(found) == 1 else f"{name}: {each}" for name, each in found.items()]
     console.print(f"{survey.rows:,} rows in {seconds:.1f} s: {'; '.join(said)}")
     if survey.bad:
-        console.print(f"without an answer: {survey.bad_rows()}")
+        console.print(f"without an answer: {as_judging_says(survey.bad_rows())}")
     console.print(f"written to {from_here(target.absolute())}")
 
 

@@ -171,6 +171,22 @@ def test_several_runs_end_in_one_table(
     call(tmp_path, main, f"run=runs/{other}")
 
 
+def test_the_keys_that_a_mistake_names_are_taken(place: Path, trained: Path) -> None:
+    (place / "latin.csv").write_bytes("text,label\nschön,good\nwell,good\n".encode("latin-1"))
+    words = ["run=run", "input=latin.csv"]
+    for more, remedy in (
+        (["label_column=lbl"], "; set label_column."),
+        (["text_column=txt"], "; set text_column."),
+        (["encoding=utf-99"], "encoding='utf-99' is no encoding that Python knows."),
+        (["encoding=utf-16"], ": set another encoding, such as utf-16-le."),
+        ([], "line 2: bytes that do not fit the encoding; set encoding if the file is not utf-8. Mend them "),
+        ([], " or set on_bad_row=skip."),
+    ):
+        with pytest.raises(SystemExit) as end:
+            call(place, main, *words, *more)
+        assert remedy in str(end.value) and "data." not in str(end.value)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -185,7 +201,7 @@ def test_several_runs_end_in_one_table(
         (["run=run", "input=tweets.csv", "text_column=txt"], r"has no column 'txt' \(nearest: 'text'\)"),
         (["run=run", "text_column=body"], "text_column is about a file of your own"),
         (["run=run", "device=gpu"], "no GPU is found here"),
-        (["run=run", "batch_size=0"], "eval_batch_size=0 must be at least 1"),
+        (["run=run", "batch_size=0"], "^batch_size=0 must be at least 1"),
         (["run=run", "spilt=val"], "spilt is not a key of this config: did you mean split"),
         ([], "run has no value: give run="),
         (["-m", "run=run"], "-m is for training"),

@@ -261,6 +261,24 @@ def test_done_chunks_are_not_done_again_unless_anything_changed(place: Path, tra
     assert [row["text"] for row in answers] == [row["text"] for row in first]
 
 
+def test_the_keys_that_a_mistake_names_are_taken(
+    place: Path, trained: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (place / "latin.csv").write_bytes("text\nschön\nwell\n".encode("latin-1"))
+    words = ["run=run", "input=latin.csv", "output=latin.jsonl"]
+    for more, remedy in (
+        (["text_column=txt"], "; set text_column."),
+        (["encoding=utf-99"], "encoding='utf-99' is no encoding that Python knows."),
+        (["encoding=utf-16"], ": set another encoding, such as utf-16-le."),
+        ([], "line 2: bytes that do not fit the encoding; set encoding if the file is not utf-8. Mend them"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            call(place, main, *words, *more)
+        assert remedy in str(end.value) and "data." not in str(end.value)
+    call(place, main, *words, "on_bad_row=skip")
+    assert "; set encoding if the file is not utf-8" in capsys.readouterr().out
+
+
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     file = TextFile(tmp_path / "large.jsonl", {"": Template("{text}")})
     file.path.write_text("".join(json.dumps({"text": f"{i} " * 100}) + "\n" for i in range(10_000)))
