@@ -7,12 +7,14 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
+from ptlit.data.chat_template import is_file_name
 from ptlit.mistake import UserMistake
 from ptlit.overrides import quoted, unquoted
 from ptlit.run import NAMING_PATHS
 from ptlit.run_folder import RunFolder
 
 RESUME = "resume="
+CHAT_TEMPLATE = "data.chat_template"
 ENDS = {"trainer.max_steps", "trainer.max_epochs", "trainer.max_time"}
 
 
@@ -75,13 +77,20 @@ def _folder_resumed(argv: Sequence[str]) -> Path | None:
 
 
 def _from_anywhere(word: str, run: RunFolder) -> str:
-    """A path that was said is taken whole: in another folder the same words name another file, or none."""
-    key = _key(word)
-    if key not in NAMING_PATHS or not run.config.is_file():
+    """A path that was said is taken whole: in another folder the same words name another file, or none. Of a
+    chat template's file the config has the text.
+    """
+    key, _, said = word.partition("=")
+    if _key(word) not in (*NAMING_PATHS, CHAT_TEMPLATE) or not run.config.is_file():
         return word
-    path = OmegaConf.select(OmegaConf.load(run.config), key, throw_on_resolution_failure=False)
-    is_whole = isinstance(path, str) and Path(path).is_absolute()  # a name on the hub stays one
-    return f"{word.partition('=')[0]}={quoted(path)}" if is_whole else word
+    kept = OmegaConf.select(OmegaConf.load(run.config), _key(word), throw_on_resolution_failure=False)
+    if not isinstance(kept, str):
+        return word
+    if _key(word) == CHAT_TEMPLATE:
+        takes_its_place = is_file_name(unquoted(said)) and "${" not in kept  # which Hydra would fill in
+    else:
+        takes_its_place = Path(kept).is_absolute()  # a name on the hub stays one
+    return f"{key}={quoted(kept)}" if takes_its_place else word
 
 
 def _defaults_of_before(run: RunFolder) -> list[str]:

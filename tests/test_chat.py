@@ -429,3 +429,15 @@ def test_a_run_keeps_a_template_that_lay_in_a_file(place: Path) -> None:
     )
     (place / "mine.jinja").unlink()
     assert open_run(folder).cfg.data.chat_template == QWEN2_5
+
+
+def test_a_run_whose_template_lay_in_a_file_goes_on_in_any_folder(place: Path, tmp_path: Path) -> None:
+    """With the text that it began with, whatever stands in it."""
+    odd = QWEN2_5 + r"""{# it's "odd": $ {text} \\ \' \n ä #}"""
+    (place / "odd.jinja").write_text(odd)
+    begun = ["experiment=chat_ptuning", "data.chat_template=odd.jinja", "trainer.max_steps=1"]
+    folder = train_at(place, "odd", *begun, f"model.name_or_path={place}/lm")
+    (place / "odd.jinja").unlink()
+    for steps in (2, 3):
+        call(tmp_path, train, f"resume={folder}", f"trainer.max_steps={steps}")
+        assert open_run(folder).cfg.data.chat_template == odd

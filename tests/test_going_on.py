@@ -242,6 +242,22 @@ def test_its_files_are_found_from_any_folder(place: Path) -> None:
     call(elsewhere, train, f"resume={place}/afar", "trainer.max_steps=14", "data.path=tweets.csv")
 
 
+def test_of_a_chat_templates_file_the_text_is_kept(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    for said, kept, again in (
+        ("mine.jinja", "{{ 'a' }}", "'{{ \\'a\\' }}'"),
+        ("'{{ messages }}'", "{{ messages }}", "'{{ messages }}'"),
+        ("mine.jinja", "\\${a}", "mine.jinja"),
+        ("null", None, "null"),
+    ):
+        (tmp_path / ".hydra" / "overrides.yaml").write_text(json.dumps([f"data.chat_template={said}"]))
+        (tmp_path / "config.yaml").write_text(json.dumps({"data": {"chat_template": kept}}))
+        assert f"data.chat_template={again}" in resumed([f"resume={tmp_path}"])
+        assert f"data.chat_template={again}" not in resumed([f"resume={tmp_path}", "data.chat_template=new"])
+
+
 def test_a_folder_may_have_any_name(place: Path, first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(place))
     folder = Path(shutil.copytree(first, place / "it's a run=1"))
