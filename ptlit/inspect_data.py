@@ -1,4 +1,4 @@
-"""Look at what a training would read: python -m ptlit.inspect_data data.path=my.csv"""
+"""Look at what a training would read: python -m ptlit.inspect_data data=classification data.path=my.csv"""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +26,7 @@ from ptlit.lm import load_lm, load_tokenizer
 from ptlit.mistake import UserMistake
 from ptlit.prompt import EmbeddingPrompt
 from ptlit.quiet import quiet
+from ptlit.summary import settings_of_tweets
 
 BARS = 12  # of the histogram
 WIDEST = 50  # characters of a bar
@@ -46,6 +48,8 @@ def inspect_data(cfg: DictConfig) -> None:
     console.print(splits_table(data))
     for note in data.summary()["notes"]:
         console.print(note)
+    for line in settings_of_tweets(data, HydraConfig.get().runtime.choices):
+        console.print(line)
     if any(data.skipped.values()):
         console.print("data.on_bad_row=error names the bad rows that are skipped here.")
     console.print(f"\nTokens of a row, {cfg.split}:")

@@ -12,6 +12,7 @@ from ptlit.build import Training
 from ptlit.callbacks.chat_report import ChatReport
 from ptlit.config import conf_folder
 from ptlit.data import TextData
+from ptlit.data.sources import BUNDLED_TWEETS
 from ptlit.module import SoftPromptModule
 from ptlit.run_folder import RunFolder
 
@@ -40,6 +41,8 @@ def print_start(
     if chosen != own and brings_a_rate and not any(word.startswith("optim.lr=") for word in said):
         console.print(f"The learning rate is that of experiment={own}: experiment={chosen} brings its own.")
     console.print(data_line(training.data))
+    for line in settings_of_tweets(training.data, choices):
+        console.print(line)
     console.print(f"run folder {from_here(folder.root)}\n")
 
 
@@ -57,6 +60,16 @@ def data_line(data: TextData[Any]) -> str:
         count = sum(part[word] for part in summary["splits"].values())
         line += f"; {count:,} {word}" if count else ""
     return "\n".join([line, *summary["notes"]])
+
+
+def settings_of_tweets(data: TextData[Any], choices: Mapping[str, str]) -> list[str]:
+    """Other rows, where those of the bundled tweets are what was chosen, or what nobody chose."""
+    if choices.get("data") != "tweets" or data.path == BUNDLED_TWEETS:
+        return []
+    return [
+        f"data.path={data.path} is read with the template, instruction and limits of data=tweets: "
+        "data=classification brings those for texts of any kind."
+    ]
 
 
 def print_replies(report: ChatReport, console: Console, most: int = 3) -> None:

@@ -200,6 +200,17 @@ def test_rows_that_it_was_taught_elsewhere_are_no_test(
             shutil.rmtree(place / "later")
 
 
+def test_own_texts_with_the_settings_of_others_are_said(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = "data.path=tweets.csv is read with the template, instruction and limits of data=tweets"
+    words = [f"model.name_or_path={place}/lm", "trainer.max_steps=1", "hydra.run.dir=settings"]
+    for data in ("data=classification", "data=tweets"):
+        call(place, train, *[data if word.startswith("data=") else word for word in TRAINING], *words)
+        assert (note in capsys.readouterr().out) == (data == "data=tweets")
+        shutil.rmtree(place / "settings")
+
+
 def test_an_experiment_of_ones_own_is_found_again(place: Path) -> None:
     (place / "conf" / "experiment").mkdir(parents=True)
     mine = "# @package _global_\ndefaults:\n  - prompt_tuning\noptim:\n  lr: 0.25\n"

@@ -80,6 +80,13 @@ def data_of(place: Path, **options: object) -> ClassificationData:
     return data
 
 
+def test_own_texts_with_the_settings_of_others_are_said(readers: Path, capsys: pytest.CaptureFixture) -> None:
+    note = "data.path=mine.csv is read with the template, instruction and limits of data=tweets"
+    words = ["model.name_or_path=lm", "data.path=mine.csv", "data.on_bad_row=skip", "rows=0"]
+    assert note in said(readers, capsys, *words)
+    assert "of data=tweets" not in said(readers, capsys, *words, "data=classification")
+
+
 def test_slots_stand_where_they_are(readers: Path, capsys: pytest.CaptureFixture) -> None:
     words = [*OWN, "data.template='{soft:4}Tweet: {text}{soft:3} Mood:'", "rows=1"]
     words += ["experiment=ptuning_mlp", "prompt.num_virtual_tokens=7"]
