@@ -238,7 +238,7 @@ class CommandLine:
                     apply(override, tried)
             except PROBLEMS as problem:
                 self.found.append(in_our_words(problem))
-            self.found += config_mistakes(tried, self.config_name)
+            self.found += config_mistakes(tried, self.config_name) + subset_mistakes(overrides, tried)
             if is_search(tried):
                 self.found += search_mistakes(tried)
                 self.scores.add(judged_by(tried))
@@ -263,6 +263,19 @@ def apply(override: Override, cfg: DictConfig) -> None:
             del (OmegaConf.select(cfg, place) if place else cfg)[key]
         else:
             OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True, force_add=True)
+
+
+def subset_mistakes(overrides: Sequence[Override], cfg: DictConfig) -> list[str]:
+    """Only of one that is said: conf has subsets too, and who gives another path need not take them back."""
+    from ptlit.data.sources import has_subsets
+
+    path = OmegaConf.select(cfg, "data.path", throw_on_resolution_failure=False, throw_on_missing=False)
+    said = [each.value() for each in overrides if each.key_or_group == "data.subset" and not each.is_delete()]
+    return [
+        f"data.subset={subset}: {path} is no data set of the hub, and has no subsets: leave it out."
+        for subset in said
+        if subset is not None and isinstance(path, str) and not has_subsets(path)
+    ]
 
 
 def key_mistake(override: Override, cfg: DictConfig, groups: Sequence[str]) -> str | None:

@@ -417,6 +417,18 @@ def test_the_largest_seed_is_one() -> None:
     assert max_seed_value == LARGEST_SEED
 
 
+def test_a_subset_that_is_said_of_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").touch()
+    for path in (str(tmp_path / "mine.csv"), str(tmp_path)):
+        said = f"data.subset=apple: {path} is no data set of the hub, and has no subsets: leave it out."
+        assert refusals(f"data.path={path}", "data.subset=apple") == [said]
+        assert refusals("data=classification", f"data.path={path}", "data.subset=apple") == [said]
+        assert refusals("-m", f"data.path={path}", "data.subset=null,apple") == [said]
+        assert refusals(f"data.path={path}") == refusals(f"data.path={path}", "data.subset=null") == []
+        assert refusals("experiment=raft_twitter_complaints", f"data.path={path}") == []
+    assert refusals("data.subset=apple") == refusals("data.path=ought/raft", "data.subset=tweets") == []
+
+
 def test_a_text_can_be_swept() -> None:
     words = ["data.path=a.csv,b.csv", "prompt.init.text=choice('a','b')"]
     assert paths_quoted(["-m", *words]) == ["-m", *words]

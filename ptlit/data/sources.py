@@ -59,6 +59,12 @@ def check_source(path: str, subset: str | None, val_path: str | None, test_path:
             raise UserMistake(f"data.{key}={name}: there is no such file.")
 
 
+def has_subsets(path: str) -> bool:
+    """Not a file, nor a folder of files."""
+    is_bundled = path in (BUNDLED_TWEETS, BUNDLED_DIALOGUES)
+    return is_bundled or not (Path(path).expanduser().exists() or _is_file_name(path, "path"))
+
+
 def _is_file_name(name: str, key: str) -> bool:
     return key != "path" or Path(name).suffix.lower() in READERS or name.startswith((".", "/", "~"))
 
