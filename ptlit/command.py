@@ -93,6 +93,8 @@ class Job:
         config = HydraConfig.get()
         folder = Path(config.runtime.output_dir)
         in_sweep = config.mode == RunMode.MULTIRUN
+        if not in_sweep and config.output_subdir is None:  # its folder is where the user is, and the user's
+            return self.without_folder(cfg)
         (folder / ERROR_FILE).unlink(missing_ok=True)  # of a job that ran here before
         if in_sweep and (known := score_kept(folder, cfg)) is not None:
             print(f"It ended before; to run it again, remove {folder}\n", flush=True)
@@ -113,6 +115,13 @@ class Job:
         except BaseException:
             remove_unused(folder, self.started)
             raise
+
+    def without_folder(self, cfg: DictConfig) -> float | None:
+        try:
+            return self.run(cfg)
+        except Exception as error:
+            self.failure = error
+            return None
 
 
 def report(error: Exception, folder: Path, number: int) -> None:

@@ -12,6 +12,7 @@ from ptlit.mistake import UserMistake
 from ptlit.overrides import quoted, unquoted
 from ptlit.run import NAMING_PATHS
 from ptlit.run_folder import RunFolder
+from ptlit.sweep_jobs import ERROR_FILE
 
 RESUME = "resume="
 CHAT_TEMPLATE = "data.chat_template"
@@ -59,8 +60,7 @@ def forgotten_if_refused(argv: Sequence[str]) -> Iterator[None]:
     if not runs or getattr(rank_zero_only, "rank", None):
         yield
         return
-    noted = [path for run in runs for path in (*run.root.glob(".hydra/*.yaml"), run.config) if path.is_file()]
-    notes = {path: path.read_bytes() for path in noted}
+    notes = {path: path.read_bytes() for run in runs for path in _notes(run)}
     before = [run.last_checkpoint().stat().st_mtime_ns for run in runs]
     try:
         yield
@@ -69,6 +69,12 @@ def forgotten_if_refused(argv: Sequence[str]) -> Iterator[None]:
             for path, content in notes.items():
                 path.write_bytes(content)
         raise
+
+
+def _notes(run: RunFolder) -> list[Path]:
+    """Hydra's, the run's own config, and how a sweep's job ended there."""
+    noted = (*run.root.glob(".hydra/*"), run.config, run.root / ERROR_FILE)
+    return [path for path in noted if path.is_file()]
 
 
 def _folder_resumed(argv: Sequence[str]) -> Path | None:

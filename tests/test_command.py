@@ -45,6 +45,7 @@ def run(cfg: DictConfig) -> float:
 
 
 main = command("train", run)
+asked_of_a_run = command("evaluate", lambda cfg: None)
 
 
 @pytest.fixture
@@ -98,6 +99,21 @@ def test_an_older_folder_is_kept(call: Call, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         call("hydra.run.dir=run1", "prompt.num_virtual_tokens=7")
     assert (tmp_path / "run1" / ".hydra").is_dir()
+
+
+def test_a_command_that_makes_no_run_leaves_a_folder_as_it_is(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a sweep train again the job in whose folder it was said."""
+    sweep = ("-m", "prompt.num_virtual_tokens=5,6", f"hydra.sweep.dir={tmp_path}/sweep")
+    call(*sweep)
+    job = tmp_path / "sweep" / "prompt.num_virtual_tokens=5"
+    (job / "error.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in job.rglob("*") if path.is_file()}
+    monkeypatch.chdir(job)
+    monkeypatch.setattr(sys, "argv", ["evaluate", "run=."])
+    asked_of_a_run()
+    assert {path: path.read_bytes() for path in job.rglob("*") if path.is_file()} == before
 
 
 def test_a_mistake_on_the_command_line_starts_nothing(call: Call, tmp_path: Path) -> None:

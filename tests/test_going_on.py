@@ -170,6 +170,17 @@ def test_a_folder_that_holds_a_run_is_no_place_for_another(place: Path, first: P
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_what_was_refused_leaves_a_sweeps_notes(place: Path, first: Path) -> None:
+    """Or the sweep, said again, would train a job that has ended."""
+    folder = Path(shutil.copytree(first, place / "of_a_sweep"))
+    notes = [folder / ".hydra" / "ended.json", folder / "error.txt"]
+    for note in notes:
+        note.write_text("{}")
+    assert "holds a run" in said_by(place, "experiment=prompt_tuning", "hydra.run.dir=of_a_sweep")
+    assert "cannot go on" in said_by(place, "resume=of_a_sweep", "optim=adafactor", "trainer.max_steps=14")
+    assert [note.read_text() for note in notes] == ["{}", "{}"]
+
+
 def test_a_job_that_a_sweep_begins_again_leaves_nothing_of_before(place: Path) -> None:
     words = ["-m", "experiment=prompt_tuning", *TRAINING, "model.name_or_path=lm", "hydra.sweep.dir=swept"]
     call(place, train, *words, "seed=1")
