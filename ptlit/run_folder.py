@@ -73,9 +73,12 @@ class RunFolder:
             else:
                 path.unlink(missing_ok=True)
 
+    def is_of(self, other: "RunFolder") -> bool:
+        return self.root.resolve() == other.root.resolve()
+
     def take_best_of(self, before: "RunFolder") -> None:
         """A run that goes on in another folder than the one it began in has its best prompt too."""
-        if self.root.resolve() == before.root.resolve() or not before.best.is_file():
+        if not before.best.is_file():
             return
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         part = self.best.with_suffix(f".{os.getpid()}")  # each of several processes may come here

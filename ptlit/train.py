@@ -56,7 +56,10 @@ def train(cfg: DictConfig) -> float:
         before = RunFolder(Path(cfg.resume))
         check_base_model(before, training.lm)
         check_going_on(before, training.module, cfg.optim["_target_"], training.trainer.max_steps)
-        folder.take_best_of(before)
+        if not folder.is_of(before):
+            if holds_a_run_to_begin_again(folder):
+                folder.clear()
+            folder.take_best_of(before)
     folder.set_curves_aside()
     metrics = parameter_counts(training.module)
     print_start(training, folder, HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task)

@@ -170,6 +170,25 @@ def test_a_folder_that_holds_a_run_is_no_place_for_another(place: Path, first: P
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_going_on_elsewhere_throws_no_other_run_away(place: Path, first: Path) -> None:
+    """Nor what the same command has come to when it is said again, by a queue say."""
+    other = Path(shutil.copytree(first, place / "other"))
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    further = ("resume=first", "trainer.max_steps=13")
+    assert said_by(place, *further, "hydra.run.dir=other") == (
+        "hydra.run.dir=other holds a run: resume=other goes on with it, another folder begins anew."
+    )
+    assert {path: path.read_bytes() for path in before} == before
+    call(place, train, *further, "hydra.run.dir=further")
+    assert "resume=further goes on with it" in said_by(place, *further, "hydra.run.dir=further")
+    call(place, train, "-m", *further, "seed=1", "hydra.sweep.dir=each_further")
+    (job,) = (place / "each_further").glob("*/")
+    (job / "report" / "of_before.txt").touch()
+    call(place, train, "-m", *further, "seed=1", "optim.lr=0.5", "hydra.sweep.dir=each_further")
+    assert not (job / "report" / "of_before.txt").exists()
+    assert checkpoint(job, "last")["global_step"] == 13
+
+
 def test_what_was_refused_leaves_a_sweeps_notes(place: Path, first: Path) -> None:
     """Or the sweep, said again, would train a job that has ended."""
     folder = Path(shutil.copytree(first, place / "of_a_sweep"))
