@@ -15,6 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -99,10 +100,11 @@ class Job:
         if in_sweep and (known := score_kept(folder, cfg)) is not None:
             print(f"It ended before; to run it again, remove {folder}\n", flush=True)
             return known
+        is_new = made_since(folder, self.started)
         (folder / ENDED).unlink(missing_ok=True)
         try:
             score = self.run(cfg)
-            if in_sweep and score is not None and math.isfinite(score):
+            if score is not None and math.isfinite(score) and not getattr(rank_zero_only, "rank", None):
                 keep_score(folder, cfg, score)
             return score
         except Exception as error:
@@ -110,10 +112,12 @@ class Job:
                 report(error, folder, config.job.num)
                 return math.nan
             self.failure = error
-            remove_unused(folder, self.started)
+            if is_new:
+                remove_unused(folder, self.started)
             return None
         except BaseException:
-            remove_unused(folder, self.started)
+            if is_new:
+                remove_unused(folder, self.started)
             raise
 
     def without_folder(self, cfg: DictConfig) -> float | None:
@@ -133,12 +137,15 @@ def report(error: Exception, folder: Path, number: int) -> None:
     print(f"Job {number} failed, {folder.name}: {said}", file=sys.stderr, flush=True)
 
 
-def remove_unused(folder: Path, started: float) -> None:
-    """Remove a run folder made since `started` that holds no more than Hydra's notes and what was logged."""
+def made_since(folder: Path, started: float) -> bool:
+    """Told by Hydra's notes, before any of them is added or removed."""
     notes = folder / ".hydra"
-    if not notes.is_dir() or notes.stat().st_mtime < started:
-        return
-    others = [path for path in folder.iterdir() if path != notes]
+    return notes.is_dir() and notes.stat().st_mtime >= started
+
+
+def remove_unused(folder: Path, started: float) -> None:
+    """Remove a new run folder if it holds no more than Hydra's notes and what was logged."""
+    others = [path for path in folder.iterdir() if path.name != ".hydra"]
     if all(path.suffix == ".log" and path.stat().st_mtime >= started for path in others):
         shutil.rmtree(folder)
         for parent in folder.parents[:2]:  # outputs/<experiment>, which the run made too

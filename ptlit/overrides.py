@@ -204,6 +204,9 @@ class CommandLine:
     def add_sweep(self, cfg: DictConfig) -> None:
         """The keys that a file of conf/sweep runs through; the command line goes first."""
         params = OmegaConf.select(cfg, "hydra.sweeper.params") or {}
+        of_a_job = any(wish.key == "resume" and wish.values[0].value() for wish in self.wishes)
+        if params and not self.multirun and of_a_job:
+            return  # its notes name the sweep beside the values that the job was given
         if params and not self.multirun:
             self.found.append(f"sweep={cfg.hydra.runtime.choices.get('sweep')} needs many runs: add -m.")
         elif params:

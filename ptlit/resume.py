@@ -42,6 +42,8 @@ def resumed(argv: Sequence[str]) -> list[str]:
     saved = folder / ".hydra" / "overrides.yaml"
     if not saved.is_file():
         raise UserMistake(f"resume={folder}: {saved} is missing, which tells how that run was started.")
+    if "sweep" in new_keys and not {"-m", "--multirun"} & set(argv):
+        raise UserMistake(f"resume={folder} goes on with one run, and sweep=... needs many: add -m.")
     words = [str(word) for word in OmegaConf.load(saved)]
     known = new_keys | {_key(word) for word in words}
     again = [_from_anywhere(word, run) for word in words if _key(word) not in new_keys]

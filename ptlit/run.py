@@ -137,11 +137,7 @@ def check_going_on(folder: RunFolder, module: SoftPromptModule, optimizer: str, 
 
 def completed(cfg: DictConfig, data: Any) -> DictConfig:
     """The config with what was found in the data, and with whole paths: it then holds in any folder."""
-    full = cfg.copy()
-    for key in NAMING_PATHS:
-        given = OmegaConf.select(full, key)
-        if given is not None and (there := Path(given).expanduser()).exists():
-            OmegaConf.update(full, key, str(there.absolute()))
+    full = with_whole_paths(cfg)
     known = inspect.signature(type(data)).parameters
     unsaid = {
         name: known[name].default for name in known if known[name].default is not inspect.Parameter.empty
@@ -156,6 +152,15 @@ def completed(cfg: DictConfig, data: Any) -> DictConfig:
         }
     if isinstance(data, ChatData) and data.template.template is not None:  # it may lie in a file
         full.data.chat_template = data.template.template.replace("${", "\\${")
+    return full
+
+
+def with_whole_paths(cfg: DictConfig) -> DictConfig:
+    full = cfg.copy()
+    for key in NAMING_PATHS:
+        given = OmegaConf.select(full, key, throw_on_resolution_failure=False)
+        if isinstance(given, str) and (there := Path(given).expanduser()).exists():
+            OmegaConf.update(full, key, str(there.absolute()))
     return full
 
 

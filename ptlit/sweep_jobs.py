@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
+from ptlit.run import with_whole_paths
 from ptlit.whole_file import write_json
 
 ERROR_FILE = "error.txt"  # in the folder of a job that failed
@@ -52,21 +54,25 @@ def read_job(folder: Path, keys: Sequence[str]) -> Done:
 
 
 def keep_score(folder: Path, cfg: DictConfig, score: float) -> None:
-    """So that the same sweep, said again in the same folder, need not run the job again."""
-    write_json(folder / ENDED, {"score": score, "config": plain(cfg)})
+    """So that the same sweep, said again in the same folder, need not run the job again. A job that was
+    stopped may have gone on by itself (resume=...), to the same end.
+    """
+    whole = cfg.copy()
+    whole.resume = None
+    write_json(folder / ENDED, {"score": score, "config": plain(whole)})
 
 
 def score_kept(folder: Path, cfg: DictConfig) -> float | None:
     """That of a job which ended here with this very config; a file that cannot be read tells of none."""
     try:
         kept = json.loads((folder / ENDED).read_text(encoding="utf-8"))
-        return kept["score"] if kept["config"] == plain(cfg) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return kept["score"] if plain(OmegaConf.create(kept["config"])) == plain(cfg) else None
+    except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException):
         return None
 
 
 def plain(cfg: DictConfig) -> Any:
-    return json.loads(json.dumps(OmegaConf.to_container(cfg, resolve=False)))
+    return json.loads(json.dumps(OmegaConf.to_container(with_whole_paths(cfg), resolve=False)))
 
 
 def read_metrics(folder: Path) -> dict[str, float]:

@@ -280,6 +280,7 @@ def test_a_target_without_a_signature_accepts_anything() -> None:
 def test_a_right_command_line_passes() -> None:
     assert refusals("experiment=prompt_tuning", "prompt.num_virtual_tokens=5") == []
     assert refusals("hydra.run.dir=/tmp/there", "hydra.verbose=true", "resume=some/run") == []
+    assert refusals("sweep=defaults", "optim.lr=0.1", "resume=a/trial") == []  # as the trial's notes have it
     assert refusals("-m", "experiment=prompt_tuning,ptuning_mlp", "optim.lr=0.1,0.01") == []
     assert refusals("-m", "sweep=virtual_tokens") == []
     assert not GlobalHydra.instance().is_initialized()

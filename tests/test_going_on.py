@@ -3,14 +3,17 @@
 import csv
 import json
 import resource
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from runs import TRAINING, call, train_at
 
+from ptlit.callbacks.last_checkpoint import LastCheckpoint
 from ptlit.evaluate import main as evaluate
 from ptlit.resume import resumed
 from ptlit.train import main as train
@@ -187,6 +190,40 @@ def test_going_on_elsewhere_throws_no_other_run_away(place: Path, first: Path) -
     call(place, train, "-m", *further, "seed=1", "optim.lr=0.5", "hydra.sweep.dir=each_further")
     assert not (job / "report" / "of_before.txt").exists()
     assert checkpoint(job, "last")["global_step"] == 13
+
+
+def test_a_job_of_a_sweep_goes_on_by_itself_and_the_sweep_knows(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-m", "experiment=prompt_tuning", *TRAINING, "model.name_or_path=lm", "sweep=virtual_tokens"]
+    words += ["seed=1,2", "test=false", "hydra.sweep.dir=halted"]
+    with monkeypatch.context() as patch:
+        patch.setattr(LastCheckpoint, "_save", saved_and_interrupted)
+        assert "130" in said_by(place, *words)
+    job = place / "halted" / "seed=1"
+    assert checkpoint(job, "last")["global_step"] < 10
+    said = next(line for line in capsys.readouterr().out.splitlines() if "To go on: " in line)
+    call(place, train, *shlex.split(said.partition("python -m ptlit.train ")[2]))
+    assert checkpoint(job, "last")["global_step"] == 10
+    assert not [name for name in measured(job) if name.startswith("test/")]
+    assert said_by(place, f"resume={job}", "sweep=defaults", "trainer.max_steps=11") == (
+        f"resume={job} goes on with one run, and sweep=... needs many: add -m."
+    )
+    ended = (job / "metrics.json").read_bytes()
+    capsys.readouterr()
+    call(place, train, *words)
+    assert capsys.readouterr().out.count("It ended before") == 1
+    assert (job / "metrics.json").read_bytes() == ended and measured(place / "halted" / "seed=2")
+    call(place, train, f"resume={job}", "trainer.max_steps=11")  # another run than the sweep's from now on
+    capsys.readouterr()
+    call(place, train, *words)
+    assert capsys.readouterr().out.count("It ended before") == 1
+    assert checkpoint(job, "last")["global_step"] == 10
+
+
+def saved_and_interrupted(self: LastCheckpoint, trainer: L.Trainer) -> None:
+    trainer.save_checkpoint(self.path)
+    raise KeyboardInterrupt
 
 
 def test_what_was_refused_leaves_a_sweeps_notes(place: Path, first: Path) -> None:
