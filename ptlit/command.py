@@ -23,6 +23,7 @@ from ptlit.config import conf_folder
 from ptlit.kept_memory import keep_freed_memory
 from ptlit.mistake import UserMistake
 from ptlit.overrides import in_our_words, paths_quoted, preflight
+from ptlit.own_folder import LOCK, held, own_folder
 from ptlit.resume import forgotten_if_refused, resumed
 from ptlit.search import offer_search
 from ptlit.sweep_jobs import ENDED, ERROR_FILE, keep_score, score_kept
@@ -47,7 +48,7 @@ def command(config_name: str, run: Run) -> Callable[[], None]:
             sys.argv[1:] = resumed(paths_quoted(sys.argv[1:]))
             preflight(sys.argv[1:], config_name)
             offer_search()
-            with forgotten_if_refused(sys.argv[1:]):
+            with held, forgotten_if_refused(sys.argv[1:]):
                 hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
                 if job.failure is not None:
                     raise job.failure
@@ -94,8 +95,14 @@ class Job:
         config = HydraConfig.get()
         folder = Path(config.runtime.output_dir)
         in_sweep = config.mode == RunMode.MULTIRUN
-        if not in_sweep and config.output_subdir is None:  # its folder is where the user is, and the user's
+        if in_sweep:
+            with own_folder(folder, "hydra.sweep.dir"):
+                return self.in_folder(cfg, folder, in_sweep)
+        if config.output_subdir is None:  # its folder is where the user is, and the user's
             return self.without_folder(cfg)
+        return self.in_folder(cfg, folder, in_sweep)
+
+    def in_folder(self, cfg: DictConfig, folder: Path, in_sweep: bool) -> float | None:
         (folder / ERROR_FILE).unlink(missing_ok=True)  # of a job that ran here before
         if in_sweep and (known := score_kept(folder, cfg)) is not None:
             print(f"It ended before; to run it again, remove {folder}\n", flush=True)
@@ -109,7 +116,7 @@ class Job:
             return score
         except Exception as error:
             if in_sweep:
-                report(error, folder, config.job.num)
+                report(error, folder, HydraConfig.get().job.num)
                 return math.nan
             self.failure = error
             if is_new:
@@ -145,7 +152,7 @@ def made_since(folder: Path, started: float) -> bool:
 
 def remove_unused(folder: Path, started: float) -> None:
     """Remove a new run folder if it holds no more than Hydra's notes and what was logged."""
-    others = [path for path in folder.iterdir() if path.name != ".hydra"]
+    others = [path for path in folder.iterdir() if path.name not in (".hydra", LOCK)]
     if all(path.suffix == ".log" and path.stat().st_mtime >= started for path in others):
         shutil.rmtree(folder)
         for parent in folder.parents[:2]:  # outputs/<experiment>, which the run made too

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from ptlit.data.chat_template import is_file_name
 from ptlit.mistake import UserMistake
 from ptlit.overrides import quoted, unquoted
+from ptlit.own_folder import FolderTaken
 from ptlit.run import NAMING_PATHS
 from ptlit.run_folder import RunFolder
 from ptlit.sweep_jobs import ERROR_FILE
@@ -66,6 +67,8 @@ def forgotten_if_refused(argv: Sequence[str]) -> Iterator[None]:
     before = [run.last_checkpoint().stat().st_mtime_ns for run in runs]
     try:
         yield
+    except FolderTaken:  # nothing was noted, and by now the notes are those of the run that is at work
+        raise
     except BaseException:
         if [run.last_checkpoint().stat().st_mtime_ns for run in runs] == before:
             for path, content in notes.items():

@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -99,6 +99,62 @@ def test_an_older_folder_is_kept(call: Call, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         call("hydra.run.dir=run1", "prompt.num_virtual_tokens=7")
     assert (tmp_path / "run1" / ".hydra").is_dir()
+
+
+@contextmanager
+def at_work_in(folder: Path) -> Iterator[None]:
+    """Another process, which is killed in the end."""
+    program = (
+        "import sys, pathlib; from ptlit.own_folder import own_folder\n"
+        "with own_folder(pathlib.Path(sys.argv[1]), ''): print(flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)],
+        cwd=Path(__file__).parent.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert other.stdin and other.stdout and other.stdout.readline()
+    try:
+        yield
+    finally:
+        other.kill()
+        other.communicate()
+    assert (folder / ".lock").exists()
+
+
+def test_one_run_a_folder_at_a_time(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of two that began in the same second; one that was killed is no longer there."""
+    one, sweep = tmp_path / "one", ("-m", "prompt.num_virtual_tokens=5,6", "hydra.sweep.dir=sweep")
+    job = tmp_path / "sweep" / "prompt.num_virtual_tokens=5"
+    for folder, words, key in (
+        (one, ["hydra.run.dir=one"], "hydra.run.dir"),
+        (tmp_path / "sweep", sweep, "hydra.sweep.dir"),
+        (job, sweep, "hydra.sweep.dir"),
+    ):
+        noted = sorted(folder.glob(".hydra/*"))
+        with at_work_in(folder):
+            with pytest.raises(SystemExit, match="another run is at work there just now") as end:
+                call(*words)
+            assert str(end.value).endswith(f"or give another {key}.")
+            assert sorted(folder.glob(".hydra/*")) == noted and not (folder / "error.txt").exists()
+        call(*words)
+        assert not (folder / ".lock").exists()
+    with at_work_in(one), monkeypatch.context() as patch:
+        patch.setattr("lightning.pytorch.utilities.rank_zero.rank_zero_only.rank", 1)  # of the same run
+        call("hydra.run.dir=one")
+
+
+def test_it_is_the_folder_of_the_run_that_is_held(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+
+    def look(cfg: DictConfig) -> None:
+        held.append((Path(HydraConfig.get().runtime.output_dir) / ".lock").is_file())
+
+    for words in ([], ["-m"], ["-m", "experiment=prompt_tuning,ptuning_mlp"]):
+        monkeypatch.setattr(sys, "argv", ["train", *words])
+        command("train", look)()
+    assert held == [True] * 4
 
 
 def test_a_command_that_makes_no_run_leaves_a_folder_as_it_is(
