@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ptlit.config import conf_folder
+from ptlit.ending import ended_by_epochs
 from ptlit.kept_memory import keep_freed_memory
 from ptlit.mistake import UserMistake
 from ptlit.overrides import in_our_words, paths_quoted, preflight
@@ -45,7 +46,7 @@ def command(config_name: str, run: Run) -> Callable[[], None]:
         keep_freed_memory()
         job = Job(run)
         try:
-            sys.argv[1:] = resumed(paths_quoted(sys.argv[1:]))
+            sys.argv[1:] = ended_by_epochs(resumed(paths_quoted(sys.argv[1:])))
             preflight(sys.argv[1:], config_name)
             offer_search()
             with held, forgotten_if_refused(sys.argv[1:]):

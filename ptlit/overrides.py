@@ -95,6 +95,10 @@ def unquoted(value: str) -> str:
         return value
 
 
+def key_of(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
 def preflight(argv: Sequence[str], config_name: str = "train") -> None:
     flags = get_args_parser().parse_args(list(argv))
     asks = (flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion)

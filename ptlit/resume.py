@@ -8,8 +8,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
 from ptlit.data.chat_template import is_file_name
+from ptlit.ending import EPOCHS, STEPS
 from ptlit.mistake import UserMistake
-from ptlit.overrides import quoted, unquoted
+from ptlit.overrides import key_of, quoted, unquoted
 from ptlit.own_folder import FolderTaken
 from ptlit.run import NAMING_PATHS
 from ptlit.run_folder import RunFolder
@@ -17,7 +18,7 @@ from ptlit.sweep_jobs import ERROR_FILE
 
 RESUME = "resume="
 CHAT_TEMPLATE = "data.chat_template"
-ENDS = {"trainer.max_steps", "trainer.max_epochs", "trainer.max_time"}
+ENDS = {STEPS, EPOCHS, "trainer.max_time"}
 
 
 def resumed(argv: Sequence[str]) -> list[str]:
@@ -30,7 +31,7 @@ def resumed(argv: Sequence[str]) -> list[str]:
     if folder is None:
         return list(argv)
     argv = [f"{RESUME}{quoted(str(folder))}" if word.startswith(RESUME) else word for word in argv]
-    new_keys = {_key(word) for word in argv}
+    new_keys = {key_of(word) for word in argv}
     run = RunFolder(folder)
     if not run.has_checkpoint() and _own_folder(argv) == folder.resolve():
         return [word for word in argv if not word.startswith(RESUME)]
@@ -46,9 +47,11 @@ def resumed(argv: Sequence[str]) -> list[str]:
     if "sweep" in new_keys and not {"-m", "--multirun"} & set(argv):
         raise UserMistake(f"resume={folder} goes on with one run, and sweep=... needs many: add -m.")
     words = [str(word) for word in OmegaConf.load(saved)]
-    known = new_keys | {_key(word) for word in words}
-    again = [_from_anywhere(word, run) for word in words if _key(word) not in new_keys]
-    again += [word for word in _defaults_of_before(run) if _key(word) not in known]
+    known = new_keys | {key_of(word) for word in words}
+    again = [_from_anywhere(word, run) for word in words if key_of(word) not in new_keys]
+    again += [word for word in _defaults_of_before(run) if key_of(word) not in known]
+    if new_keys & {STEPS, EPOCHS}:  # it ends as is said now, and not before that as was said then
+        again = [word for word in again if key_of(word) not in (STEPS, EPOCHS)]
     here = [] if "hydra.run.dir" in new_keys else [f"hydra.run.dir={quoted(str(folder))}"]
     return [*_folder_of_configs(run, argv), *argv, *again, *here]
 
@@ -92,12 +95,12 @@ def _from_anywhere(word: str, run: RunFolder) -> str:
     chat template's file the config has the text.
     """
     key, _, said = word.partition("=")
-    if _key(word) not in (*NAMING_PATHS, CHAT_TEMPLATE) or not run.config.is_file():
+    if key_of(word) not in (*NAMING_PATHS, CHAT_TEMPLATE) or not run.config.is_file():
         return word
-    kept = OmegaConf.select(OmegaConf.load(run.config), _key(word), throw_on_resolution_failure=False)
+    kept = OmegaConf.select(OmegaConf.load(run.config), key_of(word), throw_on_resolution_failure=False)
     if not isinstance(kept, str):
         return word
-    if _key(word) == CHAT_TEMPLATE:
+    if key_of(word) == CHAT_TEMPLATE:
         takes_its_place = is_file_name(unquoted(said)) and "${" not in kept  # which Hydra would fill in
     else:
         takes_its_place = Path(kept).is_absolute()  # a name on the hub stays one
@@ -106,7 +109,7 @@ def _from_anywhere(word: str, run: RunFolder) -> str:
 
 def _defaults_of_before(run: RunFolder) -> list[str]:
     """What a run began with, though nobody said so and the default is another by now: virtual tokens before
-    BOS, and the score by which a checkpoint was best.
+    BOS, the score by which a checkpoint was best, and steps that ended it before its epochs did.
     """
     cfg = OmegaConf.load(run.config) if run.config.is_file() else OmegaConf.create()
     words = []
@@ -115,6 +118,8 @@ def _defaults_of_before(run: RunFolder) -> list[str]:
         words.append("++data.before_bos=true")
     if best is not None and best.get("monitor") and best.get("mode"):
         words += [f"callbacks.checkpoint.{key}='{best[key]}'" for key in ("monitor", "mode")]
+    if (steps := OmegaConf.select(cfg, STEPS)) is not None:
+        words.append(f"{STEPS}={steps}")
     return words
 
 
@@ -129,9 +134,5 @@ def _folder_of_configs(run: RunFolder, argv: Sequence[str]) -> list[str]:
 
 
 def _own_folder(argv: Sequence[str]) -> Path | None:
-    said = [unquoted(word.partition("=")[2]) for word in argv if _key(word) == "hydra.run.dir"]
+    said = [unquoted(word.partition("=")[2]) for word in argv if key_of(word) == "hydra.run.dir"]
     return Path(said[-1]).resolve() if said else None
-
-
-def _key(word: str) -> str:
-    return word.split("=", 1)[0].lstrip("+~")

@@ -9,7 +9,7 @@ from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
@@ -109,14 +109,20 @@ def check_size(folder: RunFolder, cfg: DictConfig, state: Mapping[str, Tensor]) 
         )
 
 
-def check_going_on(folder: RunFolder, module: SoftPromptModule, optimizer: str, max_steps: int) -> None:
+def check_going_on(folder: RunFolder, module: SoftPromptModule, optimizer: str, trainer: Trainer) -> None:
     """Before anything of the run that is to be resumed is written anew; runs of before lack some tensors."""
     checkpoint = read_whole_checkpoint(folder, "last")
     state, done = checkpoint["state_dict"], checkpoint["global_step"]
-    if folder.metrics.is_file() and 0 < max_steps < done:
+    if folder.metrics.is_file() and 0 < trainer.max_steps < done:
         raise UserMistake(
             f"resume={folder.root}: that run has taken {done} steps and is finished; to go beyond it give "
             f"trainer.max_steps above {done}."
+        )
+    epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"]
+    if folder.metrics.is_file() and 0 < (trainer.max_epochs or 0) < epoch:
+        raise UserMistake(
+            f"resume={folder.root}: that run has come to epoch {epoch} and is finished; to go beyond it give "
+            f"trainer.max_epochs above {epoch}."
         )
     before = OmegaConf.select(read_config(folder), "optim._target_")
     if before is not None and before != optimizer:

@@ -55,7 +55,7 @@ def train(cfg: DictConfig) -> float:
     if cfg.resume is not None:
         before = RunFolder(Path(cfg.resume))
         check_base_model(before, training.lm)
-        check_going_on(before, training.module, cfg.optim["_target_"], training.trainer.max_steps)
+        check_going_on(before, training.module, cfg.optim["_target_"], training.trainer)
         if not folder.is_of(before):
             if holds_a_run_to_begin_again(folder):
                 folder.clear()

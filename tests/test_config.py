@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from ptlit import lm
 from ptlit.config import LARGEST_SEED, check, conf_folder
+from ptlit.ending import ended_by_epochs
 from ptlit.mistake import UserMistake
 from ptlit.overrides import paths_quoted, preflight
 from ptlit.signature import fits, option_mistakes
@@ -428,6 +429,22 @@ def test_a_subset_that_is_said_of_a_file_is_refused(tmp_path: Path) -> None:
         assert refusals(f"data.path={path}") == refusals(f"data.path={path}", "data.subset=null") == []
         assert refusals("experiment=raft_twitter_complaints", f"data.path={path}") == []
     assert refusals("data.subset=apple") == refusals("data.path=ought/raft", "data.subset=tweets") == []
+
+
+def test_epochs_take_the_place_of_steps() -> None:
+    """Unless they are said too, or the run goes on until something else ends it."""
+    each = ["++trainer.check_val_every_n_epoch=1", "++trainer.val_check_interval=1.0"]
+    unsaid = ["++trainer.max_steps=-1"]
+    for words, added in (
+        (["trainer.max_epochs=3"], unsaid + each),
+        (["-m", "++trainer.max_epochs=1,2", "seed=1"], unsaid + each),
+        (["trainer.max_epochs=3", "trainer.val_check_interval=20"], unsaid),
+        (["trainer.max_epochs=3", "trainer.max_steps=20"], []),
+        (["trainer.max_epochs=-1"], []),
+        (["trainer.max_steps=20"], []),
+    ):
+        assert ended_by_epochs(words) == [*words, *added]
+        assert refusals(*ended_by_epochs(words)) == []
 
 
 def test_a_text_can_be_swept() -> None:

@@ -370,6 +370,41 @@ def test_a_short_run_is_validated_at_its_end(place: Path, words: tuple[str, ...]
     shutil.rmtree(folder)
 
 
+def test_epochs_end_a_run_that_is_told_no_steps(place: Path) -> None:
+    words = [word for word in TRAINING if not word.startswith("trainer.max_steps")]
+    words += ["experiment=prompt_tuning", "model.name_or_path=lm", "data.batch_size=1"]
+    call(place, train, *words, "trainer.max_epochs=6", "hydra.run.dir=by_epochs")  # of 96 rows
+    folder = place / "by_epochs"
+    assert checkpoint(folder, "last")["global_step"] == 6 * 96  # beyond the 500 of the experiment
+    assert len(validations(folder)) == 6
+    call(place, train, "resume=by_epochs", "trainer.max_epochs=7")
+    assert checkpoint(folder, "last")["global_step"] == 7 * 96
+    call(place, train, "resume=by_epochs", "trainer.max_steps=700")
+    assert checkpoint(folder, "last")["global_step"] == 700
+
+
+@pytest.mark.parametrize(
+    "begun", [["trainer.max_steps=5", "trainer.val_check_interval=5"], ["trainer.max_epochs=1"]]
+)
+def test_a_resumed_run_is_told_epochs(place: Path, monkeypatch: pytest.MonkeyPatch, begun: list[str]) -> None:
+    """Bit for bit, where it was to be so long from the beginning."""
+    words = [word for word in TRAINING if not word.startswith("trainer.max_steps")]
+    words += ["experiment=prompt_tuning", "model.name_or_path=lm", "schedule=constant"]
+    words += ["schedule.num_warmup_steps=0", "data.batch_size=16"]
+    call(place, train, *words, *begun, "hydra.run.dir=for_a_while")
+    call(place, train, "resume=for_a_while", "trainer.max_epochs=2")
+    call(place, train, *words, "trainer.max_epochs=2", "hydra.run.dir=two_epochs")
+    one, other = (checkpoint(place / name, "last") for name in ("for_a_while", "two_epochs"))
+    assert one["global_step"] == other["global_step"] == 12
+    assert all(
+        torch.equal(one["state_dict"][name], other["state_dict"][name]) for name in other["state_dict"]
+    )
+    said = said_by(place, "resume=for_a_while", "trainer.max_epochs=1")
+    assert said.endswith("come to epoch 2 and is finished; to go beyond it give trainer.max_epochs above 2.")
+    for name in ("for_a_while", "two_epochs"):
+        shutil.rmtree(place / name)
+
+
 def test_what_was_never_validated_is_best_at_its_end(place: Path) -> None:
     folder = train_at(place, "blind", "experiment=prompt_tuning", "+trainer.limit_val_batches=0")
     best, last = (checkpoint(folder, name)["state_dict"] for name in ("best", "last"))
