@@ -7,7 +7,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -48,7 +47,7 @@ def inspect_data(cfg: DictConfig) -> None:
     console.print(splits_table(data))
     for note in data.summary()["notes"]:
         console.print(note)
-    for line in settings_of_tweets(data, HydraConfig.get().runtime.choices):
+    for line in settings_of_tweets(data):
         console.print(line)
     if any(data.skipped.values()):
         console.print("data.on_bad_row=error names the bad rows that are skipped here.")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -41,7 +42,7 @@ def print_start(
     if chosen != own and brings_a_rate and not any(word.startswith("optim.lr=") for word in said):
         console.print(f"The learning rate is that of experiment={own}: experiment={chosen} brings its own.")
     console.print(data_line(training.data))
-    for line in settings_of_tweets(training.data, choices):
+    for line in settings_of_tweets(training.data):
         console.print(line)
     console.print(f"run folder {from_here(folder.root)}\n")
 
@@ -62,9 +63,10 @@ def data_line(data: TextData[Any]) -> str:
     return "\n".join([line, *summary["notes"]])
 
 
-def settings_of_tweets(data: TextData[Any], choices: Mapping[str, str]) -> list[str]:
+def settings_of_tweets(data: TextData[Any]) -> list[str]:
     """Other rows, where those of the bundled tweets are what was chosen, or what nobody chose."""
-    if choices.get("data") != "tweets" or data.path == BUNDLED_TWEETS:
+    tweets = yaml.safe_load((conf_folder() / "data" / "tweets.yaml").read_text(encoding="utf-8"))
+    if data.path == BUNDLED_TWEETS or data.instruction != tweets["instruction"]:
         return []
     return [
         f"data.path={data.path} is read with the template, instruction and limits of data=tweets: "

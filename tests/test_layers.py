@@ -12,6 +12,7 @@ HYDRA = {
     "benchmark.__main__",
     "benchmark.shipped",
     "build",
+    "callbacks.one_at_a_time",
     "callbacks.sweep_table",
     "command",
     "config",
