@@ -226,8 +226,9 @@ class SoftPromptModule(L.LightningModule):
     def _log_metrics(self, split: str) -> None:
         self._forget()
         shown = {"loss", "macro_f1", "perplexity"}
-        for name, value in self.metrics_of(split).compute().items():
-            self.log(f"{split}/{name}", value.float(), prog_bar=split == "val" and name in shown)
+        for name, value in self.metrics_of(split).compute().items():  # the same in all processes
+            on_bar = split == "val" and name in shown
+            self.log(f"{split}/{name}", value.float(), prog_bar=on_bar, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         self._start_judging("val")

@@ -1,6 +1,5 @@
 """What a run leaves behind, and where: one folder holds all that judging, using or resuming it needs."""
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from ptlit.mistake import UserMistake
-from ptlit.whole_file import write_json
+from ptlit.whole_file import replaced, write_json
 
 
 class RunFolder:
@@ -81,9 +80,8 @@ class RunFolder:
         if not before.best.is_file():
             return
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        part = self.best.with_suffix(f".{os.getpid()}")  # each of several processes may come here
-        shutil.copy(before.best, part)
-        os.replace(part, self.best)
+        with replaced(self.best) as part:
+            shutil.copy(before.best, part)
 
     def last_checkpoint(self) -> Path:
         path = self.checkpoints / "last.ckpt"

@@ -1,5 +1,6 @@
 """Train a soft prompt on a frozen LM: python -m ptlit.train experiment=ptuning_lstm"""
 
+import math
 import shlex
 import time
 from collections.abc import Sequence
@@ -62,7 +63,8 @@ def train(cfg: DictConfig) -> float:
             folder.take_best_of(before)
     folder.set_curves_aside()
     metrics = parameter_counts(training.module)
-    print_start(training, folder, HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task)
+    if training.trainer.is_global_zero:
+        print_start(training, folder, HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task)
     if cfg.optim.lr == AUTO:
         cfg = cfg.copy()  # what was asked for stays with who asked
         cfg.optim.lr = metrics["learning_rate/chosen"] = learning_rate(cfg, training, folder)
@@ -71,6 +73,8 @@ def train(cfg: DictConfig) -> float:
     log_settings(training, cfg, {})
 
     metrics |= fit(training, folder, resume_point(cfg))
+    if not alone_from_here(training.trainer):
+        return math.nan
     metrics |= best_on_val(training)
     if cfg.test:
         metrics |= judge_on_test(training, folder) | baselines(training)
@@ -132,6 +136,13 @@ def fit(training: Training, folder: RunFolder, resume: str | None) -> dict[str, 
     figures = ("speed/examples_per_second", "memory/peak_mb")
     logged = training.trainer.callback_metrics
     return {name: float(logged[name]) for name in figures if name in logged} | {"seconds/fit": seconds}
+
+
+def alone_from_here(trainer: L.Trainer) -> bool:
+    """One process judges and writes what the run leaves; where others are commands too they have ended."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return trainer.is_global_zero
 
 
 def how_to_go_on(folder: RunFolder, after_a_mistake: bool) -> str:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A name with the same ending to write to, which becomes `path` when all went well."""
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    """A name with the same ending to write to, which becomes `path` when all went well; of each of several
+    processes another one.
+    """
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield part
         os.replace(part, path)

@@ -185,6 +185,22 @@ def test_a_sweep_on_two_processes_a_job_goes_on_after_a_failure(place: Path) -> 
     assert "train/loss" in curves and "val/macro_f1" in curves
 
 
+def test_two_processes_that_are_commands_of_their_own_learn_the_same_as_spawned_ones(place: Path) -> None:
+    """As SLURM begins them, and Lightning's own ddp. One of them says, judges and writes what there is."""
+    words = ["experiment=prompt_tuning", "trainer.max_steps=4", "trainer.val_check_interval=2"]
+    found = {}
+    for name, ways in {
+        "spawned": ["trainer=ddp"],
+        "launched": ["trainer=ddp", "trainer.strategy=ddp"],
+    }.items():
+        done = run(place, *words, *ways, f"hydra.run.dir={name}")
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr and "sync_dist" not in done.stderr
+        assert [done.stdout.count(said) for said in ("run folder", "on the test split")] == [2, 1]
+        found[name] = without_timings(json.loads((place / name / "metrics.json").read_text()))
+    assert found["spawned"] == found["launched"]
+
+
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_as_if_nothing_had_happened(
     finished: tuple[Path, str], place: Path
 ) -> None:
