@@ -23,8 +23,9 @@ from ptlit.config import conf_folder
 from ptlit.ending import ended_by_epochs
 from ptlit.kept_memory import keep_freed_memory
 from ptlit.mistake import UserMistake
-from ptlit.overrides import in_our_words, paths_quoted, preflight
+from ptlit.overrides import in_our_words, preflight
 from ptlit.own_folder import LOCK, held, own_folder
+from ptlit.quoting import paths_quoted
 from ptlit.resume import forgotten_if_refused, resumed
 from ptlit.search import offer_search
 from ptlit.sweep_jobs import ENDED, ERROR_FILE, keep_score, score_kept

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ptlit.overrides import key_of
+from ptlit.quoting import key_of
 
 STEPS, EPOCHS = "trainer.max_steps", "trainer.max_epochs"
 VALIDATIONS = {"trainer.val_check_interval", "trainer.check_val_every_n_epoch"}

@@ -4,23 +4,18 @@ A sweep is judged by its values: each is tried once, while every other key keeps
 """
 
 import copy
-import inspect
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -29,14 +24,8 @@ from ptlit.mistake import UserMistake
 from ptlit.search import search_mistakes
 from ptlit.search_space import is_search, judged_by, space_mistakes
 from ptlit.signature import guess
+from ptlit.unknown_keys import key_mistake
 
-PATHS = ("run", "resume", "input", "output", "lm")  # keys whose values are paths
-TEMPLATE = "data.template"
-TEXTS = (  # keys whose values are texts or paths too, and may be swept
-    *("text", "system", "data.system", "data.instruction", "prompt.init.text"),
-    *("data.path", "data.val_path", "data.test_path", "model.name_or_path"),
-)
-SWEEPS = ("choice", "glob", "interval", "range", "shuffle", "sort", "tag")  # what Hydra reads as one
 LOCAL_LAUNCHERS = ("basic", "joblib")  # the others may send a job to a machine with other devices
 VALUES_TRIED = 100  # of one swept key
 PROBLEMS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
@@ -50,53 +39,6 @@ class Wish:
     said: Override
     values: tuple[Override, ...]
     is_group: bool
-
-
-def paths_quoted(argv: Sequence[str]) -> list[str]:
-    """Paths, texts and templates need none of Hydra's quotes; of a template, \\n is a new line. run=a,b are
-    two runs where that is not one that exists, and -m makes several of a text with commas.
-    """
-    multirun = "-m" in argv or "--multirun" in argv
-    return [word if multirun and is_swept(word) else path_quoted(word) for word in argv]
-
-
-def is_swept(word: str) -> bool:
-    key, _, value = word.partition("=")
-    return key in TEXTS and "," in value
-
-
-def path_quoted(word: str) -> str:
-    key, _, value = word.partition("=")
-    sweep = re.fullmatch(rf"({'|'.join(SWEEPS)})\s*\(.*\)", value, flags=re.DOTALL)
-    if key == TEMPLATE and not sweep:
-        value = value.replace("\\n", "\n")
-        word = f"{key}={value}"
-    as_hydra_has_it = {"run": "'\"[{", TEMPLATE: "'\""}.get(key, "'\"[")
-    is_left = value in ("", "null") or value[0] in as_hydra_has_it or (key not in PATHS and sweep)
-    if key not in (*PATHS, *TEXTS, TEMPLATE) or is_left:
-        return word
-    several = key == "run" and "," in value and not Path(value).exists()
-    words = [quoted(each) for each in (value.split(",") if several else [value])]
-    return f"{key}=[{','.join(words)}]" if several else f"{key}={words[0]}"
-
-
-def quoted(text: str) -> str:
-    """So that Hydra reads that very text."""
-    return QuotedString(text, Quote.single).with_quotes()
-
-
-def unquoted(value: str) -> str:
-    """The text that Hydra reads there."""
-    if value[:1] not in ("'", '"'):
-        return value
-    try:
-        return str(OverridesParser.create().parse_override(f"text={value}").value())
-    except HydraException:  # the preflight says what is wrong with it
-        return value
-
-
-def key_of(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
 
 
 def preflight(argv: Sequence[str], config_name: str = "train") -> None:
@@ -283,83 +225,6 @@ def subset_mistakes(overrides: Sequence[Override], cfg: DictConfig) -> list[str]
         for subset in said
         if subset is not None and isinstance(path, str) and not has_subsets(path)
     ]
-
-
-def key_mistake(override: Override, cfg: DictConfig, groups: Sequence[str]) -> str | None:
-    key, exists = override.key_or_group, has_key(cfg, override.key_or_group)
-    if override.is_add():
-        value = override.value()
-        there = exists and OmegaConf.select(cfg, key, throw_on_missing=False) is not None
-        if not there or isinstance(value, dict | list):
-            return None
-        return f"{override.input_line}: {key} is in the config already, so leave out the +."
-    if "/" in key or override.package is not None:
-        return f"{key} is not a group of this config: {guess(key, groups)}"
-    if override.is_force_add() or exists:
-        return None
-    place, _, name = key.rpartition(".")
-    node = OmegaConf.select(cfg, place, throw_on_missing=False) if place else None
-    if isinstance(node, DictConfig) and accepts(node, name):
-        return f"{key} is not in the config, though {node._target_} has it: write +{override.input_line}."
-    group = key.partition(".")[0]
-    chosen = cfg.hydra.runtime.choices.get(group)
-    where = f" ({group}={chosen})" if chosen else ""
-    if place and name != "defaults" and (others := choices_with(key, group)):
-        return f"{key} is not a key of this config{where}: {' and '.join(others)} would have it."
-    every = list(dotted(cfg, hydra=key.startswith("hydra")))
-    near = [each for each in every if each.rpartition(".")[2] == name][:1] or get_close_matches(
-        key, every, n=1
-    )
-    ending = f"did you mean {near[0]}?" if near else f"known are {', '.join(nearby(cfg, key))}."
-    return f"{key} is not a key of this config{where}: {ending}"
-
-
-def choices_with(key: str, group: str) -> list[str]:
-    """The files of a group that have the key, as they are chosen; those of experiments stand elsewhere."""
-    name = key.removeprefix(f"{group}.")
-    files = sorted((conf_folder() / group).glob("*.yaml"))
-    own = [file for file in files if "@package" not in file.read_text(encoding="utf-8")]
-    return [f"{group}={file.stem}" for file in own if has_key(OmegaConf.load(file), name)]
-
-
-def has_key(cfg: DictConfig | ListConfig, key: str) -> bool:
-    node: Any = cfg
-    for part in key.replace("[", ".").replace("]", "").split("."):
-        if OmegaConf.is_dict(node) and part in list(map(str, node.keys())):
-            node = node._get_node(part)
-        elif OmegaConf.is_list(node) and part.isdigit() and int(part) < len(node):
-            node = node._get_node(int(part))
-        else:
-            return False
-    return True
-
-
-def accepts(node: DictConfig, option: str) -> bool:
-    """Whether what the node names has such an option, though the config does not list it."""
-    try:
-        return option in inspect.signature(resolve_name(node["_target_"])).parameters
-    except Exception:  # no _target_, or one that cannot be had: another line says so
-        return False
-
-
-def dotted(node: Any, path: str = "", hydra: bool = False) -> Iterator[str]:
-    """Every key of the config in full."""
-    if not OmegaConf.is_dict(node) or node._is_none() or node._is_missing() or node._is_interpolation():
-        return
-    for key in map(str, node.keys()):
-        if not key.startswith("_") and (path or hydra == (key == "hydra")):
-            yield f"{path}{key}"
-            yield from dotted(node._get_node(key), f"{path}{key}.")
-
-
-def nearby(cfg: DictConfig, key: str) -> list[str]:
-    """What there is at the deepest place that does exist."""
-    place = key.rpartition(".")[0]
-    while place and not OmegaConf.is_dict(OmegaConf.select(cfg, place, throw_on_missing=False)):
-        place = place.rpartition(".")[0]
-    node = OmegaConf.select(cfg, place) if place else cfg
-    lead = f"{place}." if place else ""
-    return [f"{lead}{name}" for name in map(str, node) if name[0] != "_" and name != "hydra"]
 
 
 def in_our_words(problem: Exception) -> str:

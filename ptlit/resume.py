@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 from ptlit.data.chat_template import is_file_name
 from ptlit.ending import EPOCHS, STEPS
 from ptlit.mistake import UserMistake
-from ptlit.overrides import key_of, quoted, unquoted
 from ptlit.own_folder import FolderTaken
-from ptlit.run import NAMING_PATHS
+from ptlit.quoting import key_of, quoted, unquoted
 from ptlit.run_folder import RunFolder
 from ptlit.sweep_jobs import ERROR_FILE
+from ptlit.whole_config import NAMING_PATHS
 
 RESUME = "resume="
 CHAT_TEMPLATE = "data.chat_template"

@@ -1,6 +1,5 @@
 """A run folder, opened: its LM, its trained prompt, and how it reads texts. Training data stays untouched."""
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,23 +8,22 @@ from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
-from lightning import LightningDataModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from yaml import YAMLError
 
 from ptlit.build import make, options_of
-from ptlit.config import find_target, node_mistakes
-from ptlit.data import ChatData, ChatTemplate, ClassificationData, LabelWords, Template
+from ptlit.config import node_mistakes
+from ptlit.data import ChatTemplate, LabelWords, Template
 from ptlit.data.classification import listening
 from ptlit.data.example import leading_tokens
 from ptlit.ensemble import size_of
 from ptlit.fingerprint import fingerprint
+from ptlit.foreign import foreign_code
 from ptlit.lm import FrozenLM
-from ptlit.lora import Lora, with_lora
+from ptlit.lora import with_lora
 from ptlit.mistake import UserMistake
-from ptlit.module import SoftPromptModule
 from ptlit.peft_format import check_tensors
 from ptlit.prompt import SoftPrompt
 from ptlit.prompted_lm import PromptedLM
@@ -33,14 +31,6 @@ from ptlit.run_folder import RunFolder
 
 PROMPT, OTHERS, LM = "prompted_lm.prompt.", "others.", "prompted_lm.lm."  # a checkpoint's names begin so
 NEEDED = ("seed", "data.max_length", "data.eval_batch_size", "data.on_bad_row")
-NAMING_PATHS = (
-    "model.name_or_path",
-    "lora.path",
-    "data.path",
-    "data.val_path",
-    "data.test_path",
-    "distill.run",
-)
 PARTS = ("model", "prompt", "data")  # of a config: what it takes to read a text; and `lora`, if there is one
 
 
@@ -109,72 +99,6 @@ def check_size(folder: RunFolder, cfg: DictConfig, state: Mapping[str, Tensor]) 
         )
 
 
-def check_going_on(folder: RunFolder, module: SoftPromptModule, optimizer: str, trainer: Trainer) -> None:
-    """Before anything of the run that is to be resumed is written anew; runs of before lack some tensors."""
-    checkpoint = read_whole_checkpoint(folder, "last")
-    state, done = checkpoint["state_dict"], checkpoint["global_step"]
-    if folder.metrics.is_file() and 0 < trainer.max_steps < done:
-        raise UserMistake(
-            f"resume={folder.root}: that run has taken {done} steps and is finished; to go beyond it give "
-            f"trainer.max_steps above {done}."
-        )
-    epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"]
-    if folder.metrics.is_file() and 0 < (trainer.max_epochs or 0) < epoch:
-        raise UserMistake(
-            f"resume={folder.root}: that run has come to epoch {epoch} and is finished; to go beyond it give "
-            f"trainer.max_epochs above {epoch}."
-        )
-    before = OmegaConf.select(read_config(folder), "optim._target_")
-    if before is not None and before != optimizer:
-        raise UserMistake(
-            f"resume={folder.root}: that run learns with {before}, and {optimizer} cannot go on from what "
-            "that remembers. Leave out what changes it, or begin another run."
-        )
-    try:
-        module.load_state_dict(state)  # as the trainer is going to
-    except RuntimeError:
-        unsaid = {name: each for name, each in module.state_dict().items() if name.endswith(".scale.value")}
-        try:
-            check_tensors(f"resume={folder.root}", module, unsaid | state)
-        except UserMistake as mistake:
-            raise UserMistake(f"{mistake} Leave out what changes the prompt, or begin another run.") from None
-        raise
-
-
-def completed(cfg: DictConfig, data: Any) -> DictConfig:
-    """The config with what was found in the data, and with whole paths: it then holds in any folder."""
-    full = with_whole_paths(cfg)
-    known = inspect.signature(type(data)).parameters
-    unsaid = {
-        name: known[name].default for name in known if known[name].default is not inspect.Parameter.empty
-    }
-    unsaid.pop("seed", None)  # the run's own
-    full.data = OmegaConf.merge(unsaid, full.data)
-    if isinstance(data, ClassificationData):
-        full.data.instruction = escaped(data.instruction)
-        full.data.label_words = {
-            name: escaped(words[0]) if len(words) == 1 else [escaped(word) for word in words]
-            for name, words in zip(data.label_words.names, data.label_words.words, strict=True)
-        }
-    if isinstance(data, ChatData) and data.template.template is not None:  # it may lie in a file
-        full.data.chat_template = data.template.template.replace("${", "\\${")
-    return full
-
-
-def with_whole_paths(cfg: DictConfig) -> DictConfig:
-    full = cfg.copy()
-    for key in NAMING_PATHS:
-        given = OmegaConf.select(full, key, throw_on_resolution_failure=False)
-        if isinstance(given, str) and (there := Path(given).expanduser()).exists():
-            OmegaConf.update(full, key, str(there.absolute()))
-    return full
-
-
-def escaped(text: str) -> str:
-    """So that it refers to no other key of the config."""
-    return text.replace("${", "\\${")
-
-
 def read_config(folder: RunFolder) -> DictConfig:
     root = folder.root
     if not root.is_dir():
@@ -212,25 +136,6 @@ def check_parts(folder: RunFolder, cfg: DictConfig, trust_code: bool) -> None:
         mistakes += node_mistakes(part, node)
     if mistakes:
         raise UserMistake(f"{folder.config}: {' '.join(mistakes)}")
-
-
-def foreign_code(part: str, node: dict[str, Any]) -> list[str]:
-    """What a node would run that is not ours; told without importing it."""
-    target, *inner = targets_in(node) or ["nothing"]
-    if part == "model":
-        inner += ["trust_remote_code"] if node.get("trust_remote_code") else []
-        return inner if target == "ptlit.lm.load_lm" else [target, *inner]
-    kind: type = {"prompt": SoftPrompt, "data": LightningDataModule, "lora": Lora}[part]
-    found = find_target(part, target)[0] if target.startswith(f"ptlit.{part}.") else None
-    ours = isinstance(found, type) and issubclass(found, kind) and found.__module__.startswith("ptlit.")
-    return inner if ours else [target, *inner]
-
-
-def targets_in(value: Any) -> list[str]:
-    """What a node names, and what the nodes inside it name."""
-    inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-    here = [str(value["_target_"])] if isinstance(value, dict) and "_target_" in value else []
-    return [*here, *(target for each in inside for target in targets_in(each))]
 
 
 def read_checkpoint(folder: RunFolder, name: str) -> dict[str, Tensor]:

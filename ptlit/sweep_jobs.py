@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from ptlit.run import with_whole_paths
+from ptlit.whole_config import with_whole_paths
 from ptlit.whole_file import write_json
 
 ERROR_FILE = "error.txt"  # in the folder of a job that failed

@@ -26,6 +26,7 @@ from ptlit.config import AT_THE_ROOT, check
 from ptlit.curves import plot_curves
 from ptlit.data import ClassificationData
 from ptlit.fingerprint import fingerprint
+from ptlit.going_on import check_going_on
 from ptlit.interrupt import interrupted_between_steps
 from ptlit.learning_rate import AUTO, find_learning_rate
 from ptlit.lora import write_lora
@@ -33,11 +34,12 @@ from ptlit.mistake import UserMistake
 from ptlit.peft_format import write_adapter
 from ptlit.quiet import quiet
 from ptlit.report import write_report
-from ptlit.run import check_base_model, check_going_on, completed, lora_fingerprint, read_config
+from ptlit.run import check_base_model, lora_fingerprint, read_config
 from ptlit.run_folder import RunFolder
 from ptlit.slurm import requeued_before_the_end
 from ptlit.spawned import mistakes_of_processes
 from ptlit.summary import from_here, method, parameter_counts, print_start, print_summary
+from ptlit.whole_config import completed
 
 
 @requeued_before_the_end()

@@ -15,7 +15,8 @@ from ptlit import lm
 from ptlit.config import LARGEST_SEED, check, conf_folder
 from ptlit.ending import ended_by_epochs
 from ptlit.mistake import UserMistake
-from ptlit.overrides import paths_quoted, preflight
+from ptlit.overrides import preflight
+from ptlit.quoting import paths_quoted
 from ptlit.signature import fits, option_mistakes
 
 EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "experiment").glob("*.yaml"))

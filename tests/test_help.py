@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from ptlit.config import conf_folder
-from ptlit.overrides import paths_quoted, preflight
+from ptlit.overrides import preflight
+from ptlit.quoting import paths_quoted
 
 CONFIGS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(conf_folder().glob("*.yaml"))}
 COMMANDS = {name: config for name, config in CONFIGS.items() if "_target_" in config}

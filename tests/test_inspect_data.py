@@ -15,7 +15,8 @@ from tiny import byte_tokenizer
 from ptlit.config import conf_folder
 from ptlit.data import ClassificationData
 from ptlit.inspect_data import as_read, histogram, main
-from ptlit.overrides import paths_quoted, preflight
+from ptlit.overrides import preflight
+from ptlit.quoting import paths_quoted
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,12 @@ HYDRA = {
     "command",
     "config",
     "overrides",
+    "quoting",
     "search",
     "search_space",
     "signature",
     "train",
+    "unknown_keys",
 }
 TOP = "CHANGELOG.md LICENSE Makefile README.md conf constraints.txt notebooks ptlit pyproject.toml tests"
 

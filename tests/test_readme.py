@@ -16,7 +16,8 @@ import ptlit.prompt
 from ptlit import overrides
 from ptlit.config import conf_folder
 from ptlit.lm import LMShape
-from ptlit.overrides import paths_quoted, preflight
+from ptlit.overrides import preflight
+from ptlit.quoting import paths_quoted
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
