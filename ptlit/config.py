@@ -4,6 +4,7 @@ There is no schema to maintain: the signature of what a node names says which op
 """
 
 import difflib
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -108,7 +109,8 @@ def device_mistakes(cfg: DictConfig) -> list[str]:
     return []
 
 
-def root_keys(config_name: str) -> tuple[list[str], list[str]]:
+@functools.cache
+def root_keys(config_name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The keys a config can have, and which of them are groups that it does choose from."""
     primary = OmegaConf.load(conf_folder() / f"{config_name}.yaml")
     assert isinstance(primary, DictConfig)
@@ -121,7 +123,7 @@ def root_keys(config_name: str) -> tuple[list[str], list[str]]:
             more = root_keys(str(entry))
             known += more[0]
             chosen += more[1]
-    return [key for key in dict.fromkeys(known) if key not in SPREAD], chosen
+    return tuple(key for key in dict.fromkeys(known) if key not in SPREAD), tuple(chosen)
 
 
 def raw(cfg: DictConfig) -> dict[Any, Any]:
