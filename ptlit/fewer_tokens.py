@@ -13,6 +13,7 @@ from ptlit.lm import LMShape
 from ptlit.prefix import Prefix
 from ptlit.prompt import EmbeddingPrompt, KeyValuePrompt, SoftPrompt
 from ptlit.prompted_lm import PromptedLM
+from ptlit.reading import LaidOut
 from ptlit.token_rows import closed_up
 
 
@@ -22,6 +23,7 @@ class FewerTokens:
     def __init__(self, whole: PromptedLM, stays: Tensor):
         assert whole.prompt is not None
         self.part = whole.with_prompt(some_of(whole.prompt, stays, whole.lm.shape))
+        self.lm = whole.lm
         self.stays = stays
         self.numbers = -stays.long().cumsum(0)  # of those that stay: their ids in the rows of `part`
 
@@ -42,6 +44,16 @@ class FewerTokens:
         """As `PromptedLM.forward`."""
         logits: Tensor = self.part(*self._rows(input_ids, attention_mask, keep), prefix)
         return logits
+
+    def is_laid_out(self, keep: Tensor) -> bool:
+        """As `PromptedLM.is_laid_out`."""
+        return self.part.is_laid_out(keep)
+
+    def laid_out(
+        self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, prefix: Prefix | None = None
+    ) -> LaidOut:
+        """As `PromptedLM.laid_out`."""
+        return self.part.laid_out(*self._rows(input_ids, attention_mask, keep), prefix)
 
     def label_scores(
         self,

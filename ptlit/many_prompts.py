@@ -17,6 +17,7 @@ from ptlit.leaning import leaning
 from ptlit.mistake import UserMistake
 from ptlit.prefix import Prefix, PrefixOfRows
 from ptlit.prompted_lm import PromptedLM
+from ptlit.token_rows import last_of
 
 
 class ManyPrompts(nn.Module):
@@ -45,8 +46,7 @@ class ManyPrompts(nn.Module):
         attention_mask = self._behind(names, input_ids, attention_mask)
         order = (1 - attention_mask).argsort(dim=1, stable=True)  # (B, T): padding last
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = places == attention_mask.sum(1, keepdim=True) - 1
+        last = last_of(attention_mask)
         if all(each.longest == 1 for each in words):
             seen = torch.cat([prefix.mask, attention_mask], dim=1)  # (B, P + T)
             logits = self.alone.logits({"input_ids": input_ids}, seen, last, prefix.shared_cache())

@@ -102,10 +102,9 @@ class SoftPromptModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         rate = self.drop_virtual_tokens
-        each = [
-            self.losses(batch, FewerTokens.by_chance(member, rate) if rate else member)
-            for member in self.members
-        ]
+        each = self.losses_of(
+            [FewerTokens.by_chance(member, rate) if rate else member for member in self.members], batch
+        )
         total = torch.stack([losses.pop("total") for losses in each]).sum()  # each moves as it would alone
         for name in each[0]:
             mean = torch.stack([losses[name] for losses in each]).mean()
@@ -113,13 +112,24 @@ class SoftPromptModule(L.LightningModule):
         return total
 
     def losses(self, batch: Batch, prompted_lm: PromptedLM | FewerTokens | None = None) -> dict[str, Tensor]:
-        """The `loss` of the learned tokens as validation has it, what else counts, and what is minimised, the
-        `total`; of the first prompt, unless another is given or some of its virtual tokens.
+        """Those of the first prompt, unless another is given or some of its virtual tokens."""
+        return self.losses_of([prompted_lm or self.prompted_lm], batch)[0]
+
+    def losses_of(self, members: Sequence[PromptedLM | FewerTokens], batch: Batch) -> list[dict[str, Tensor]]:
+        """Of each: the `loss` of the learned tokens as validation has it, what else counts, and what is
+        minimised, the `total`.
         """
-        prompted_lm = prompted_lm or self.prompted_lm
+        keep, _ = learned_positions(batch["labels"])
+        together = Ensemble(members)
+        prefixes = together.prefix() if self._labels_are_read_apart else (None,) * len(members)
+        logits = together.logits(batch["input_ids"], batch["attention_mask"], keep, prefixes)
+        return [self._losses(batch, *own) for own in zip(logits, members, prefixes, strict=True)]
+
+    def _losses(
+        self, batch: Batch, logits: Tensor, prompted_lm: PromptedLM | FewerTokens, prefix: Prefix | None
+    ) -> dict[str, Tensor]:
+        """From what comes next at the learned positions, (N, V)."""
         keep, targets = learned_positions(batch["labels"])
-        prefix = prompted_lm.prefix() if self._labels_are_read_apart else None
-        logits = prompted_lm(batch["input_ids"], batch["attention_mask"], keep, prefix)  # (N, V)
         weights = self._token_weights(batch, keep)
         losses = {"loss": learned_token_loss(logits, targets, weights)}
         total = losses["loss"]

@@ -1,5 +1,6 @@
 """Rows laid end to end, without padding: which token stands where, what all rows see, who is asked."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,6 +75,16 @@ class Pack(Rows):
         return replace(self, asked=Asked(self.rows, longest, own, tokens, within), made={})
 
     @property
+    def tokens(self) -> int:
+        """S + N"""
+        return self.shared + len(self.places)
+
+    @property
+    def asked_tokens(self) -> Tensor:
+        assert self.asked is not None, "all are"
+        return self.asked.tokens
+
+    @property
     def before(self) -> int:
         return self.prefix.length if self.prefix is not None else 0
 
@@ -86,3 +97,22 @@ class Pack(Rows):
         """(1, S + N): every row goes on from what all of them see."""
         front = torch.arange(self.before, self.seen_by_all, device=self.places.device)
         return torch.cat([front, self.seen_by_all + self.places % self.longest])[None]
+
+    def corner_of(self, mask: Tensor) -> Tensor:
+        """Of a mask for packs that see or read more, its own, (1, 1, P + S + T, P + S + T): one and the same
+        for all layers that have that mask.
+        """
+        size = self.seen_by_all + self.longest
+        if mask.shape[-1] == size:
+            return mask
+        case = "corner", id(mask)  # `mask` is kept, so that its id stays its own
+        if case not in self.made:
+            self.made[case] = mask, mask[..., :size, :size]
+        corner: Tensor = self.made[case][1]
+        return corner
+
+
+def asked_of(packs: Sequence[Pack]) -> Tensor:
+    """Which tokens are asked for, of all that lie one pack behind the other."""
+    starts = [sum(pack.tokens for pack in packs[:index]) for index in range(len(packs))]
+    return torch.cat([start + pack.asked_tokens for start, pack in zip(starts, packs, strict=True)])

@@ -2,10 +2,11 @@
 
 Inside attention alone the rows take their own places again, behind what all of them see: a prefix, then the
 virtual tokens and the words that all begin with. Those run along at the front of the pack and so share the
-LM's matrix products with the rest. The only file that touches the attention API of transformers.
+LM's matrix products with the rest. Several packs, each with a front of its own, lie one behind the other and
+are read in one pass. The only file that touches the attention API of transformers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ptlit import short_attention
 from ptlit.last_layer import for_those, of_all_tokens
 from ptlit.layers import layers_of
-from ptlit.pack import Pack
+from ptlit.pack import Pack, asked_of
 from ptlit.prefix import Prefix
 
 PACKED = "ptlit_packed"
@@ -29,7 +30,7 @@ PACKED = "ptlit_packed"
 
 @dataclass(frozen=True)
 class _Reading:
-    pack: Pack
+    packs: Sequence[Pack]
     config: PreTrainedConfig
     attention: str  # the implementation that computes
     last: nn.Module | None  # the layer that need not make more than what is asked for
@@ -39,11 +40,13 @@ _current: ContextVar[_Reading] = ContextVar("reading")
 
 
 @contextmanager
-def packed(model: PreTrainedModel, pack: Pack) -> Iterator[None]:
-    """Inside, the model reads its one row as the rows of `pack`."""
+def packed(model: PreTrainedModel, packs: Sequence[Pack]) -> Iterator[None]:
+    """Inside, the model reads its one row as the rows of these packs, which all ask for some of their tokens
+    or none does.
+    """
     config = model.config.get_text_config()
-    last = layers_of(model)[-1] if pack.asked is not None else None
-    with _within(_Reading(pack, config, config._attn_implementation, last)):
+    last = layers_of(model)[-1] if packs[0].asked is not None else None
+    with _within(_Reading(packs, config, config._attn_implementation, last)):
         yield
 
 
@@ -66,9 +69,9 @@ def _within(reading: _Reading) -> Iterator[None]:
 
 
 def _narrow(reading: _Reading) -> AbstractContextManager[None]:
-    if reading.last is None or reading.pack.asked is None:
+    if reading.last is None:
         return nullcontext()
-    return for_those(reading.pack.asked.tokens, reading.last)
+    return for_those(asked_of(reading.packs), reading.last)
 
 
 @torch.compiler.disable  # it asks for more than it is given, and every layer would be another case
@@ -79,18 +82,36 @@ def _attend(
     key, value = of_all_tokens(key, value)
     half = short_attention.half_precision(_current.get().attention, query)
     if half is None:
-        return _attended(module, query, key, value, mask, options), None
+        return _attended_by_pack(module, query, key, value, mask, options), None
     mask = mask if mask.dtype == torch.bool else mask.float()
     with torch.autocast("cpu", enabled=False):
-        outcome = _attended(module, query.float(), key.float(), value.float(), mask, options)
+        outcome = _attended_by_pack(module, query.float(), key.float(), value.float(), mask, options)
     return outcome.to(half), None
 
 
-def _attended(
+def _attended_by_pack(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: dict[str, Any]
 ) -> Tensor:
+    packs = _current.get().packs
+    if len(packs) == 1:
+        return _attended(packs[0], module, query, key, value, mask, options)
+    tokens = [pack.tokens for pack in packs]
+    asking = tokens if query.shape[2] == key.shape[2] else [len(pack.asked_tokens) for pack in packs]
+    parts = zip(packs, query.split(asking, 2), key.split(tokens, 2), value.split(tokens, 2), strict=True)
+    each = [_attended(pack, module, q, k, v, pack.corner_of(mask), options) for pack, q, k, v in parts]
+    return torch.cat(each, dim=1)
+
+
+def _attended(
+    pack: Pack,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    options: dict[str, Any],
+) -> Tensor:
     reading = _current.get()
-    pack = reading.pack
     asked = pack.asked if query.shape[2] < key.shape[2] else None
     before: tuple[Tensor, Tensor] | None = None
     if pack.prefix is not None:
@@ -128,8 +149,8 @@ def _mask(
     """(1, 1, P + T, P + T) for the longest row behind what all see. It serves every row: padding stands at
     the end, where causality hides it.
     """
-    pack, masks = _current.get().pack, ALL_MASK_ATTENTION_FUNCTIONS[_current.get().attention]
-    longest = pack.seen_by_all + pack.longest
+    masks = ALL_MASK_ATTENTION_FUNCTIONS[_current.get().attention]
+    longest = max(pack.seen_by_all + pack.longest for pack in _current.get().packs)
     return masks(
         batch_size=1,
         q_length=longest,
@@ -175,7 +196,7 @@ def _packs(model: PreTrainedModel, narrow: bool) -> bool:
         """Logits of the rows, (6, V), or of those that are wanted."""
         keep = nn.functional.pad(wanted, (pack.shared, 0))
         pack = pack.asking(keep) if narrow else pack
-        logits = read_packed(model, pack, input_ids=ids[None])[0, pack.shared :]
+        logits = read_packed(model, [pack], input_ids=ids[None])[0, pack.shared :]
         return logits[wanted[0]] if narrow else logits
 
     try:
@@ -193,10 +214,10 @@ def _read(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], use_cache=False).logits[0]
 
 
-def read_packed(model: PreTrainedModel, pack: Pack, **tokens: Tensor) -> Tensor:
-    """Logits for `input_ids` or `inputs_embeds` of shape (1, S + N, ...)."""
-    positions = pack.positions
-    with packed(model, pack):
+def read_packed(model: PreTrainedModel, packs: Sequence[Pack], **tokens: Tensor) -> Tensor:
+    """Logits for `input_ids` or `inputs_embeds`, (1, S + N, ...), those of all packs in their order."""
+    positions = torch.cat([pack.positions for pack in packs], dim=1)
+    with packed(model, packs):
         return model(
             **tokens, attention_mask=torch.ones_like(positions), position_ids=positions, use_cache=False
         ).logits

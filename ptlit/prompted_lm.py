@@ -6,25 +6,24 @@ values, and it is the reference that tests hold the first against.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 
 from ptlit.decoding import Decoding, cache_behind, padding_first, refuse, side_by_side, unpadded
 from ptlit.front import Front
+from ptlit.head import head_sees, head_sees_only
 from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
 from ptlit.pack import Pack
-from ptlit.packing import read_packed
 from ptlit.prefix import Prefix, window
 from ptlit.prompt import EmbeddingPrompt, SoftPrompt
 from ptlit.prompt.base import check_slots
-from ptlit.recompute import recomputing
-from ptlit.token_rows import common_lead, without_places
+from ptlit.reading import LaidOut, layers_as_asked, read
+from ptlit.token_rows import common_lead, last_of, without_places
 
 
 class PromptedLM(nn.Module):
@@ -81,17 +80,17 @@ class PromptedLM(nn.Module):
         """
         if self.prompt is None:
             input_ids, attention_mask, keep = without_places(input_ids, attention_mask, keep)
+        if self.is_laid_out(keep):
+            return read(self.lm, [self.laid_out(input_ids, attention_mask, keep, prefix)])[0]
         if self._copies or self.front.is_asked(keep):
             return self.forward_concatenated(input_ids, attention_mask, keep)
         rows = self.front.behind(input_ids, attention_mask)
-        return self._logits_behind(*rows, self.front.kept_behind(keep), prefix)
+        return self._padded_logits(*rows, self.front.kept_behind(keep), prefix)
 
-    def _logits_behind(
+    def _padded_logits(
         self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, prefix: Prefix | None
     ) -> Tensor:
-        lead = common_lead(input_ids, attention_mask, keep) if self.lm.shape.all_layers_attend else 0
-        if self.lm.packs:
-            return self._packed_logits(input_ids, attention_mask, keep, lead, prefix)
+        lead = self._lead(input_ids, attention_mask, keep)
         prefix = prefix if prefix is not None else self.prefix()
         tokens = self.tokens(input_ids)
         if lead:
@@ -103,7 +102,7 @@ class PromptedLM(nn.Module):
             prefix = Prefix.from_embeddings(words, self.lm.model, prefix)
             tokens = {name: each[:, lead:] for name, each in tokens.items()}
         cache = prefix.shared_cache() if prefix is not None else None
-        with self._as_asked():
+        with layers_as_asked(self.lm):
             return self.logits(tokens, attention_mask, keep[:, lead:], cache)
 
     def forward_concatenated(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> Tensor:
@@ -112,7 +111,7 @@ class PromptedLM(nn.Module):
             input_ids, attention_mask = self.front.behind(input_ids, attention_mask)
             embeds = self.embedded(input_ids)
             mask = self.front.seen(attention_mask)
-            with _head_sees_only(self.lm.model, self.front.kept(keep)):
+            with head_sees_only(self.lm.model, self.front.kept(keep)):
                 return self.lm.model(
                     inputs_embeds=embeds, attention_mask=mask, use_cache=False, **self._positions(mask, 0)
                 ).logits[0]
@@ -140,10 +139,8 @@ class PromptedLM(nn.Module):
             return self._scores_read_in_full(input_ids, attention_mask, label_ids)
         prefix = prefix if prefix is not None else self.prefix()
         if max(map(len, label_ids)) == 1:
-            places = torch.arange(ids.shape[1], device=ids.device)
-            last = places == lengths[:, None] - 1
-            logits = self._logits_behind(ids, mask, last, prefix)  # (B, V)
-            return logits.float().log_softmax(-1)[:, [label[0] for label in label_ids]]
+            logits = self(input_ids, attention_mask, last_of(attention_mask), prefix)  # (B, V)
+            return scores_of_one_token(logits, label_ids)
         scores = torch.zeros(len(ids), len(label_ids), dtype=torch.float32, device=ids.device)
         for (
             length
@@ -255,29 +252,35 @@ class PromptedLM(nn.Module):
             decoding = decoding.but(cache_implementation=None)
         try:
             # the last token of each row is a slice, for which PyTorch multiplies a copy of the head a row
-            with _head_sees(model, Tensor.contiguous):
+            with head_sees(model, Tensor.contiguous):
                 whole = model.generate(input_ids=input_ids, **behind, **cache, **decoding.options)
         except ValueError as error:  # what this family, or transformers at all, cannot do
             raise UserMistake(f"This LM cannot generate so: {' '.join(str(error).split())}") from error
         return whole[:, input_ids.shape[1] :]
 
-    def _packed_logits(
-        self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, lead: int, prefix: Prefix | None
-    ) -> Tensor:
+    def is_laid_out(self, keep: Tensor) -> bool:
+        """Whether the LM reads one pack where `forward` is asked for these: it may be read beside others."""
+        return self.lm.packs and not self._copies and not self.front.is_asked(keep)
+
+    def laid_out(
+        self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, prefix: Prefix | None = None
+    ) -> LaidOut:
+        """That pack."""
+        input_ids, attention_mask = self.front.behind(input_ids, attention_mask)
+        keep = self.front.kept_behind(keep)
+        lead = self._lead(input_ids, attention_mask, keep)
         rest = attention_mask[:, lead:].bool()
         ids = torch.cat([input_ids[0, :lead], input_ids[:, lead:][rest]])[None]  # (1, N)
         keep = nn.functional.pad(keep[:, lead:][rest], (lead, 0))[None]
         if prefix is None and isinstance(self.prompt, EmbeddingPrompt):
-            tokens = {"inputs_embeds": self.embedded(ids)}
-            pack = Pack.of(rest, shared=self.front.length + lead)
             keep = nn.functional.pad(keep, (self.front.length, 0))
-        else:
-            tokens = {"input_ids": ids}
-            pack = Pack.of(rest, shared=lead, prefix=prefix if prefix is not None else self.prefix())
-        if self.lm.may_narrow:
-            pack = pack.asking(keep)
-        with _head_sees_only(self.lm.model, keep), self._as_asked():
-            return read_packed(self.lm.model, pack, **tokens)[0]
+            pack = Pack.of(rest, shared=self.front.length + lead)
+            return LaidOut({"inputs_embeds": self.embedded(ids)}, pack, keep)
+        prefix = prefix if prefix is not None else self.prefix()
+        return LaidOut({"input_ids": ids}, Pack.of(rest, shared=lead, prefix=prefix), keep)
+
+    def _lead(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> int:
+        return common_lead(input_ids, attention_mask, keep) if self.lm.shape.all_layers_attend else 0
 
     def logits(
         self, tokens: dict[str, Tensor], attention_mask: Tensor, keep: Tensor, cache: Cache | None
@@ -286,7 +289,7 @@ class PromptedLM(nn.Module):
         both, save the virtual tokens.
         """
         mask = self.front.seen(attention_mask)  # (B, n + P + all tokens so far)
-        with _head_sees_only(self.lm.model, keep):
+        with head_sees_only(self.lm.model, keep):
             return self.lm.model(
                 **tokens,
                 attention_mask=mask,
@@ -294,14 +297,6 @@ class PromptedLM(nn.Module):
                 use_cache=False,  # the one it is given is used; none is made
                 **self._positions(mask, mask.shape[1] - keep.shape[1]),
             ).logits[0]
-
-    def _as_asked(self) -> AbstractContextManager[None]:
-        """How layers run while something is learned."""
-        if not torch.is_grad_enabled():
-            return nullcontext()
-        if self.lm.compiled is not None:
-            return self.lm.compiled.in_use()
-        return recomputing(self.lm.model) if self.lm.gradient_checkpointing else nullcontext()
 
     def tokens(self, input_ids: Tensor) -> dict[str, Tensor]:
         """As the LM takes them behind a prefix: embedded only where virtual tokens stand among the words."""
@@ -323,27 +318,6 @@ class PromptedLM(nn.Module):
         return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, start:]}
 
 
-@contextmanager
-def _head_sees_only(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
-    """Inside, the LM's own head is shown the hidden states at `keep` (B, T) alone, as one row: (1, N, H).
-
-    Logits elsewhere would be the largest tensor of the step. The head stays the model's: soft-capping,
-    scaling and tied weights differ by family, and what follows the head acts on each position by itself.
-    """
-
-    with _head_sees(model, lambda hidden: hidden[keep][None]):  # (1, N, H)
-        yield
-
-
-@contextmanager
-def _head_sees(model: PreTrainedModel, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, the LM's own head is shown what is selected of the hidden states (B, T, H)."""
-
-    def hook(head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (select(inputs[0]),)
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+def scores_of_one_token(logits: Tensor, label_ids: Sequence[tuple[int, ...]]) -> Tensor:
+    """Log-probability of labels that are one token each, where (B, V) say what comes next: (B, C)."""
+    return logits.float().log_softmax(-1)[:, [label[0] for label in label_ids]]

@@ -27,6 +27,12 @@ def closed_up(input_ids: Tensor, keep: Tensor, stays: Tensor) -> tuple[Tensor, T
     return input_ids.gather(1, order) * mask, mask, moved[:, :longest]
 
 
+def last_of(attention_mask: Tensor) -> Tensor:
+    """(B, T): True at the last token of each right-padded row."""
+    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return places == attention_mask.sum(1, keepdim=True) - 1
+
+
 def common_lead(input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> int:
     """How many words all rows begin with, before any that matters: a template's or a system prompt's. They
     need to be read once, as the virtual tokens before them.
