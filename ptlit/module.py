@@ -119,17 +119,23 @@ class SoftPromptModule(L.LightningModule):
         """Of each: the `loss` of the learned tokens as validation has it, what else counts, and what is
         minimised, the `total`.
         """
-        keep, _ = learned_positions(batch["labels"])
+        keep, targets = learned_positions(batch["labels"])
         together = Ensemble(members)
         prefixes = together.prefix() if self._labels_are_read_apart else (None,) * len(members)
         logits = together.logits(batch["input_ids"], batch["attention_mask"], keep, prefixes)
-        return [self._losses(batch, *own) for own in zip(logits, members, prefixes, strict=True)]
+        each = zip(logits, members, prefixes, strict=True)
+        return [self._losses(batch, keep, targets, *own) for own in each]
 
     def _losses(
-        self, batch: Batch, logits: Tensor, prompted_lm: PromptedLM | FewerTokens, prefix: Prefix | None
+        self,
+        batch: Batch,
+        keep: Tensor,
+        targets: Tensor,
+        logits: Tensor,
+        prompted_lm: PromptedLM | FewerTokens,
+        prefix: Prefix | None,
     ) -> dict[str, Tensor]:
-        """From what comes next at the learned positions, (N, V)."""
-        keep, targets = learned_positions(batch["labels"])
+        """From what comes next, (N, V), at the learned positions, and the targets there."""
         weights = self._token_weights(batch, keep)
         losses = {"loss": learned_token_loss(logits, targets, weights)}
         total = losses["loss"]
