@@ -51,9 +51,23 @@ def packed(model: PreTrainedModel, packs: Sequence[Pack]) -> Iterator[None]:
 
 
 def as_now() -> AbstractContextManager[None]:
-    """To be entered when a layer runs a second time: after the pack was left, perhaps in another thread."""
+    """To be entered when a layer runs again: after the pack was left, perhaps in another thread, and as often
+    as somebody goes back through a graph that is retained.
+    """
     reading = _current.get(None)
-    return _within(reading) if reading is not None else nullcontext()
+    return _Again(reading) if reading is not None else nullcontext()
+
+
+class _Again(AbstractContextManager[None]):
+    def __init__(self, reading: _Reading):
+        self.reading = reading
+
+    def __enter__(self) -> None:
+        self.within = _within(self.reading)
+        self.within.__enter__()
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        return self.within.__exit__(*raised)
 
 
 @contextmanager

@@ -229,6 +229,18 @@ def test_checkpointing_changes_no_gradient_and_saves_memory(lm: FrozenLM, method
     assert not any(module.training for module in lm.model.modules())
 
 
+@pytest.mark.parametrize("architecture", PACKING)
+def test_a_retained_graph_is_computed_again_as_often_as_asked(lm: FrozenLM) -> None:
+    lm.gradient_checkpointing = True
+    prompted_lm = prompted(lm, "prompt_tuning")
+    ids, mask, labels = padded_rows(SHORT)
+    keep, targets = learned_positions(labels)
+    loss = learned_token_loss(prompted_lm(ids, mask, keep), targets)
+    (weight,) = prompted_lm.prompt.parameters()
+    first, second = (torch.autograd.grad(loss, weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second) and first.abs().max() > 0
+
+
 @pytest.mark.parametrize("lengths", [SHORT, LONG])
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 @pytest.mark.parametrize("architecture", PACKING)
