@@ -6,12 +6,14 @@ import pytest
 import torch
 import torch._inductor.config as inductor
 from methods import make_prompt
+from test_one_pass import gradients_of, members_of
 from test_packing import PACKING
 from tiny import padded_rows, tiny_lm
 from torch import Tensor
 from torch._dynamo.utils import counters
 
 from ptlit.compiled import check_compiler
+from ptlit.ensemble import Ensemble
 from ptlit.lm import FrozenLM
 from ptlit.lora import TrainedLora, with_lora
 from ptlit.loss import learned_positions, learned_token_loss
@@ -68,6 +70,21 @@ def test_two_graphs_serve_all_layers_of_every_family(architecture: str) -> None:
     lm.compile_layers(True)
     compiled = loss_and_gradients(lm, "ptuning_mlp", (14, 9, 5))
     assert graphs() - before == 2
+    for one, other in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("method", ["ptuning_mlp", "prefix_tuning"])
+def test_several_prompts_learn_together_as_they_did(method: str) -> None:
+    lm = tiny_lm("llama", spread=0.3)
+    members = members_of(lm, method)
+    ids, mask, labels = padded_rows((14, 9, 5))
+    keep, targets = learned_positions(labels)
+    plain = gradients_of(members, Ensemble(members).logits(ids, mask, keep), targets)
+    before = graphs()
+    lm.compile_layers(True)
+    compiled = gradients_of(members, Ensemble(members).logits(ids, mask, keep), targets)
+    assert graphs() > before
     for one, other in zip(compiled, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
 
