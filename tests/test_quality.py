@@ -26,8 +26,8 @@ from ptlit.benchmark.learners.plain import PlainLearner
 from ptlit.benchmark.learners.untaught import Majority, Untrained, few_shot, hard
 from ptlit.benchmark.learning import LearnerAtWork, ordered
 from ptlit.benchmark.quality import DONE, Quality
-from ptlit.benchmark.quality_figures import reached, rows_of
-from ptlit.benchmark.quality_report import drawn, finite
+from ptlit.benchmark.quality_figures import rates_of, reached, rows_of
+from ptlit.benchmark.quality_report import drawn, finite, rates_sentence
 from ptlit.benchmark.shipped import PARTS, shipped
 from ptlit.benchmark.trial import Plan, Trial
 from ptlit.config import conf_folder
@@ -152,6 +152,25 @@ def test_everybody_meets_the_same_examples_and_a_stopped_run_goes_on(
     assert last["test"] == first["test"] and last["best"]["loss"] == first["best"]["loss"]
     with pytest.raises(SystemExit, match="holds trials with other settings"):
         run(tmp_path, *TWEETS, "benchmark.examples=20")
+
+
+def test_a_folder_grows_by_other_commands(tmp_path: Path, started: list[str]) -> None:
+    """And what an experiment was before it changed is not in it any more."""
+    make_place(tmp_path)
+    run(tmp_path, *TWEETS, "benchmark.engines=[ptlit]", "benchmark.methods=[prompt_tuning]")
+    found = run(tmp_path, *TWEETS, "benchmark.engines=[majority]", "benchmark.seeds=[1,2]")
+    assert [(row["engine"], row["trials"]) for row in found["rows"]] == [("majority", 2), ("ptlit", 1)]
+
+    file = tmp_path / "run" / DONE
+    before, *rest = (json.loads(line) for line in file.read_text().splitlines())
+    before["recipe"]["optim"]["lr"] = before["test"]["macro_f1"] = 7.0
+    file.write_text("".join(json.dumps(line) + "\n" for line in (before, *rest)))
+    without = run(tmp_path, *TWEETS, "benchmark.engines=[majority]")
+    assert [row["engine"] for row in without["rows"]] == ["majority"]
+    started.clear()
+    again = run(tmp_path, *TWEETS, "benchmark.engines=[ptlit]", "benchmark.methods=[prompt_tuning]")
+    assert started == ["ptlit prompt_tuning, seed 1"]
+    assert [row["macro_f1"] for row in again["rows"]] == [row["macro_f1"] for row in found["rows"]]
 
 
 def test_few_rows_in_folds(tmp_path: Path, started: list[str]) -> None:
@@ -365,6 +384,31 @@ def test_the_best_rate_on_validation_is_what_is_compared_with() -> None:
     (each,) = reached([peft, ours], "loss", {})
     assert each["target"] == pytest.approx(0.4)  # the least, not the most
     assert (each["peft_examples"], each["ptlit_examples"]) == (16, 8)
+
+
+def test_rates_are_compared_on_the_seeds_that_all_of_them_have() -> None:
+    """A seed that all rates do well with is no merit of the rate that was tried with it alone."""
+    trials = [trial("peft", 0.1, seed, 0.2, score) for seed, score in ((1, 0.8), (2, 0.3))]
+    trials += [trial("peft", 0.01, 1, 0.2, 0.7), trial("peft", 0.3, 1, 0.2)]
+    (row,), (tried,) = rows_of(trials), rates_of(trials)
+    assert (row["lr"], row["seeds"], row["trials"], row["macro_f1"]) == (0.1, [1, 2], 2, 0.55)
+    assert [tuple(each.values()) for each in tried["rates"]] == [(0.01, 0.7), (0.1, 0.8), (0.3, 0.2)]
+    said = "peft prompt_tuning, macro f1 on validation by learning rate (seed 1): "
+    assert rates_sentence(tried) == f"{said}0.01: 0.700, 0.1: 0.800, 0.3: 0.200."
+    assert rates_of(trials[:2]) == []  # nothing to choose from
+
+
+def test_where_nothing_is_validated_rates_are_compared_in_training() -> None:
+    end = {"examples": 16, "seconds": 2.0, "cpu_seconds": 2.0}
+    trials = [
+        trial("peft", lr, 1, 0.2) | {"curve": [end], "best": None, "fold": fold, "train_loss": loss}
+        for lr, losses in ((0.1, (0.5, 0.1)), (0.01, (1.0, 0.4)), (0.3, (0.2, math.nan)))
+        for fold, loss in enumerate(losses)
+    ]
+    (row,), (tried,) = rows_of(trials), rates_of(trials)
+    assert (row["lr"], row["trials"], row["train_loss"]) == (0.1, 2, 0.3)
+    said = "peft prompt_tuning, loss in training by learning rate (seed 1): "
+    assert rates_sentence(tried) == f"{said}0.01: 0.700, 0.1: 0.300, 0.3: diverged."
 
 
 def test_the_picture_has_every_learner_on_every_axis() -> None:

@@ -2,7 +2,8 @@
 
 ptlit has its experiments' settings. The others have the best of several learning rates, chosen on the
 validation rows. All are judged alike, on test rows, where they were best on validation, and of several rates
-that of the best alone is told.
+that of the best alone is told. A run folder grows: more engines, methods, rates and seeds, by later commands
+with the same settings, join the same table.
 """
 
 import hashlib
@@ -103,17 +104,16 @@ class Quality:
         report = QualityReport(nodes, self.plan, self.device, self.threads)
         trials = [trial for trial in self.trials() if has_answers(trial, nodes)]
         for number, trial in enumerate(trials, start=1):
+            if done.has(trial):
+                continue
             recipe = shipped(trial.method) if trial.engine == "ptlit" and trial.method else None
-            found = done.of(trial, recipe)
-            if found is None:
-                report.say(f"{number} of {len(trials)}: {trial} ...")
-                given = trial, nodes, recipe, self.plan
-                with Worker(str(trial), self.threads, LearnerAtWork, *given) as worker:
-                    found = done.add(trial, recipe, worker("learn"))
-                report.say(f"    {summary_of(found)}")
-            report.add(found)
-            report.write(folder)
-        report.close(folder)
+            report.say(f"{number} of {len(trials)}: {trial} ...")
+            given = trial, nodes, recipe, self.plan
+            with Worker(str(trial), self.threads, LearnerAtWork, *given) as worker:
+                found = done.add(trial, recipe, worker("learn"))
+            report.say(f"    {summary_of(found)}")
+            report.write(done.found, folder)
+        report.close(done.found, folder)
 
     def trials(self) -> Iterator[Trial]:
         """Seed after seed, so that what is stopped early has something of everything."""
@@ -138,25 +138,26 @@ class Quality:
 
 
 class Done:
-    """What is finished, in a file that grows by whole lines."""
+    """What is finished, in a file that grows by whole lines; but for experiments that have changed since."""
 
     def __init__(self, path: Path, settings: str):
         self.path, self.settings = path, settings
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
         whole = [line for line in lines if line.endswith("\n")]  # the last may have been cut off
-        self.found: list[dict[str, Any]] = [json.loads(line) for line in whole]
-        if any(each["settings"] != settings for each in self.found):
+        found: list[dict[str, Any]] = [json.loads(line) for line in whole]
+        if any(each["settings"] != settings for each in found):
             raise UserMistake(
                 f"{path} holds trials with other settings (data, model, examples, threads ...): choose "
                 "another hydra.run.dir, or remove it."
             )
         if len(whole) < len(lines):
             path.write_text("".join(whole), encoding="utf-8")
+        methods = {each["method"] for each in found if each["recipe"]}
+        now = {name: json.loads(json.dumps(shipped(name))) for name in methods}
+        self.found = [each for each in found if not each["recipe"] or each["recipe"] == now[each["method"]]]
 
-    def of(self, trial: Trial, recipe: Recipe | None) -> dict[str, Any] | None:
-        """An experiment that has changed since is tried again."""
-        mine = {**asdict(trial), "recipe": json.loads(json.dumps(recipe))}
-        return next((each for each in self.found if all(each[key] == mine[key] for key in mine)), None)
+    def has(self, trial: Trial) -> bool:
+        return any(all(each[key] == value for key, value in asdict(trial).items()) for each in self.found)
 
     def add(self, trial: Trial, recipe: Recipe | None, result: dict[str, Any]) -> dict[str, Any]:
         found = {**asdict(trial), "recipe": recipe, "settings": self.settings, **result}

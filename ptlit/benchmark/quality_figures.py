@@ -1,5 +1,6 @@
 """From trials to figures: one row for each engine and method, its means over seeds and folds."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import Any
@@ -10,28 +11,61 @@ Trials = Sequence[Mapping[str, Any]]
 
 def rows_of(trials: Trials) -> list[Figures]:
     """At the learning rate that was best on validation; where nothing is validated, in training."""
+    return [row_of(best_rate(same)) for same in by_learner(trials)]
+
+
+def rates_of(trials: Trials) -> list[Figures]:
+    """How good the learning rates are that were tried, by what one of them was chosen."""
+    groups = [(same[0], rated(same)) for same in by_learner(trials)]
+    return [
+        {
+            "engine": first["engine"],
+            "method": first["method"],
+            "measure": measure(first),
+            "seeds": shared_seeds,
+            "rates": [{"lr": rate, "value": abs(good)} for rate, good in sorted(merits.items())],
+        }
+        for first, (merits, shared_seeds) in groups
+        if len(merits) > 1
+    ]
+
+
+def by_learner(trials: Trials) -> list[Trials]:
     groups: dict[tuple[str, str | None], list[Mapping[str, Any]]] = {}
     for trial in trials:
         groups.setdefault((trial["engine"], trial["method"]), []).append(trial)
-    return [row_of(best_rate(group)) for group in groups.values()]
+    return list(groups.values())
 
 
 def best_rate(group: Trials) -> Trials:
-    by_rate: dict[float | None, list[Mapping[str, Any]]] = {}
+    merits, _ = rated(group)
+    best = max(merits, key=lambda rate: merits[rate])
+    return [trial for trial in group if trial["lr"] == best]
+
+
+def rated(group: Trials) -> tuple[dict[Any, float], list[int]]:
+    """By what all rates were tried with: one that was tried with a lucky seed alone is no better for it."""
+    by_rate: dict[Any, dict[tuple[int, int | None], float]] = {}
     for trial in group:
-        by_rate.setdefault(trial["lr"], []).append(trial)
-    return max(by_rate.values(), key=lambda same: mean(map(merit, same)))
+        by_rate.setdefault(trial["lr"], {})[trial["seed"], trial["fold"]] = merit(trial)
+    shared = set.intersection(*(set(same) for same in by_rate.values()))
+    merits = {rate: mean(same[each] for each in shared or same) for rate, same in by_rate.items()}
+    return merits, sorted({seed for seed, _ in shared})
 
 
 def merit(trial: Mapping[str, Any]) -> float:
     """More is better."""
-    best = trial["best"]
-    if trial["curve"] and "macro_f1" in trial["curve"][0]:
-        return best["macro_f1"] if best else 0.0
-    if trial["curve"] and "loss" in trial["curve"][0]:
-        return -best["loss"] if best else -1e9
-    loss = trial["train_loss"]
-    return -loss if loss is not None and loss == loss else -1e9
+    name, best = measure(trial), trial["best"]
+    if name == "macro_f1":
+        return best[name] if best else 0.0
+    loss = trial["train_loss"] if name == "train_loss" else best["loss"] if best else None
+    return -loss if loss is not None and loss == loss else -math.inf
+
+
+def measure(trial: Mapping[str, Any]) -> str:
+    """What a learning rate is chosen by."""
+    validated = trial["curve"][0] if trial["curve"] else {}
+    return next((name for name in ("macro_f1", "loss") if name in validated), "train_loss")
 
 
 def row_of(same: Trials) -> Figures:

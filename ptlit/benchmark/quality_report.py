@@ -14,10 +14,18 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ptlit.benchmark.case import Nodes
-from ptlit.benchmark.learners import UNTAUGHT
+from ptlit.benchmark.learners import LEARNERS, UNTAUGHT
 from ptlit.benchmark.learners.plain import SAME_IN_PEFT
 from ptlit.benchmark.machine import device_name
-from ptlit.benchmark.quality_figures import Figures, headline, milestones, reached, rows_of
+from ptlit.benchmark.quality_figures import (
+    Figures,
+    Trials,
+    headline,
+    milestones,
+    rates_of,
+    reached,
+    rows_of,
+)
 from ptlit.benchmark.report import JSON, PLOT
 from ptlit.benchmark.trial import Plan
 from ptlit.whole_file import replaced, write_json
@@ -39,25 +47,25 @@ class QualityReport:
             "device": device,
             "machine": {"name": device_name(device), "threads": threads, "torch": torch.__version__},
         }
-        self.trials: list[Mapping[str, Any]] = []
 
     def say(self, sentence: str) -> None:
         self.console.print(sentence)
 
-    def add(self, trial: Mapping[str, Any]) -> None:
-        self.trials.append(trial)
+    def contents(self, found: Trials) -> Figures:
+        trials = sorted(found, key=lambda trial: list(LEARNERS).index(trial["engine"]))
+        rows = rows_of(trials)
+        soon = [each for name in milestones(trials) for each in reached(rows, name, SAME_IN_PEFT)]
+        return {**self.where, "rows": rows, "rates": rates_of(trials), "reached": soon, "trials": trials}
 
-    def contents(self) -> Figures:
-        rows = rows_of(self.trials)
-        found = [each for name in milestones(self.trials) for each in reached(rows, name, SAME_IN_PEFT)]
-        return {**self.where, "rows": rows, "reached": found, "trials": self.trials}
+    def write(self, found: Trials, folder: Path) -> None:
+        write_json(folder / JSON, finite(self.contents(found)))
 
-    def write(self, folder: Path) -> None:
-        write_json(folder / JSON, finite(self.contents()))
-
-    def close(self, folder: Path) -> None:
-        contents, name = self.contents(), headline(self.trials)
+    def close(self, found: Trials, folder: Path) -> None:
+        self.write(found, folder)
+        contents, name = self.contents(found), headline(found)
         self.console.print(table(contents["rows"], name))
+        for tried in contents["rates"]:
+            self.console.print(rates_sentence(tried))
         for each in contents["reached"]:
             self.console.print(sentence(each))
         figure = drawn(contents["rows"], name, f"{self.where['model']}, {self.where['data']}")
@@ -80,6 +88,7 @@ def table(rows: list[Figures], name: str) -> Table:
     found = Table(Column(no_wrap=True, min_width=22), box=SIMPLE)
     headings = (
         "learning\nrate",
+        "runs",
         "trainable",
         f"test\n{other}",
         f"test\n{name}",
@@ -92,6 +101,7 @@ def table(rows: list[Figures], name: str) -> Table:
         found.add_row(
             row_name(row),
             shown(row["lr"], "g"),
+            str(row["trials"]),
             shown(row["trainable"] or None, ",.0f"),
             shown(row[other], ".3f"),
             shown(row[name], ".3f") + spread(row[f"{name}_range"]),
@@ -126,6 +136,18 @@ def sentence(each: Figures) -> str:
         f"{each['method']}: {target} ({each['peft_examples']:,.0f} examples) after "
         f"{each['ptlit_examples']:,.0f} examples."
     )
+
+
+def rates_sentence(tried: Figures) -> str:
+    values = (
+        f"{each['lr']:g}: {'diverged' if math.isinf(each['value']) else format(each['value'], '.3f')}"
+        for each in tried["rates"]
+    )
+    where = "in training" if tried["measure"] == "train_loss" else "on validation"
+    seeds = ", ".join(str(seed) for seed in tried["seeds"])
+    with_seeds = f" (seed{'s'[: len(tried['seeds']) - 1]} {seeds})" if seeds else ""
+    named = tried["measure"].removeprefix("train_").replace("_", " ")
+    return f"{row_name(tried)}, {named} {where} by learning rate{with_seeds}: {', '.join(values)}."
 
 
 def drawn(rows: list[Figures], name: str, title: str) -> Figure:

@@ -15,16 +15,16 @@ from ptlit.lm import FrozenLM
 from ptlit.mistake import UserMistake
 from ptlit.signature import guess
 
-# Names, not functions: a worker imports what its own learner needs, and no more.
+# Names, not functions: a worker imports what its own learner needs, and no more. Told in this order.
 LEARNERS = {
-    "ptlit": "ptlit.benchmark.learners.own.OwnLearner",
-    "peft": "ptlit.benchmark.learners.plain.peft",
-    "lora": "ptlit.benchmark.learners.plain.lora",
-    "full": "ptlit.benchmark.learners.plain.full",
     "untrained": "ptlit.benchmark.learners.untaught.Untrained",
     "hard": "ptlit.benchmark.learners.untaught.hard",
     "few_shot": "ptlit.benchmark.learners.untaught.few_shot",
     "majority": "ptlit.benchmark.learners.untaught.Majority",
+    "ptlit": "ptlit.benchmark.learners.own.OwnLearner",
+    "peft": "ptlit.benchmark.learners.plain.peft",
+    "lora": "ptlit.benchmark.learners.plain.lora",
+    "full": "ptlit.benchmark.learners.plain.full",
 }
 NEED_PEFT = ("peft", "lora")
 PROMPTS = ("ptlit", "peft")  # train one of the methods
