@@ -121,7 +121,9 @@ class PtuningLstm(Ptuning):
         )
 
     def encoded(self) -> Tensor:
-        read, _ = self.lstm_head(self.embedding.weight)  # (P, 2 * E)
+        table = self.embedding.weight
+        with torch.autocast(table.device.type, enabled=False):  # not every CPU has it in bfloat16
+            read, _ = self.lstm_head(table)  # (P, 2 * E)
         return self.mlp_head(read)  # type: ignore[no-any-return]
 
 
