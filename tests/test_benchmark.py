@@ -14,6 +14,7 @@ import pytest
 import torch
 from tiny import tiny_lm
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from ptlit.benchmark import limit
@@ -25,7 +26,7 @@ from ptlit.benchmark.engines import Engine, Setup
 from ptlit.benchmark.engines.full import full
 from ptlit.benchmark.engines.hf_trainer import peft_trainer
 from ptlit.benchmark.engines.of_peft import lora, peft
-from ptlit.benchmark.engines.own import ptlit, ptlit_concatenated, ptlit_recomputing
+from ptlit.benchmark.engines.own import ptlit, ptlit_compiled, ptlit_concatenated, ptlit_recomputing
 from ptlit.benchmark.engines.own_answers import OwnAnswers
 from ptlit.benchmark.engines.padded import PaddedLoss
 from ptlit.benchmark.engines.peft_answers import PeftAnswers
@@ -86,6 +87,14 @@ def test_engines_agree_before_and_after_training(method: str, make_engine: objec
     after, _ = ours.judge(batches()[0])
     assert after < ours.before
     torch.testing.assert_close(theirs.judge(batches()[0])[0], after, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # PyTorch's own
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+def test_the_compiled_engine_agrees_too() -> None:
+    before = counters["stats"]["unique_graphs"]
+    test_engines_agree_before_and_after_training("ptuning_mlp", ptlit_compiled)
+    assert counters["stats"]["unique_graphs"] > before
 
 
 @pytest.mark.parametrize("make_engine", [lora, full])

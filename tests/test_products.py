@@ -86,12 +86,16 @@ def test_a_model_can_be_copied_and_restored() -> None:
     assert {type(module) for module in copy.modules()} != before
 
 
-@pytest.mark.parametrize(("maker", "quick"), [("GenuineIntel", False), ("AuthenticAMD", True)])
-def test_processors_of_intel_keep_the_library_that_is_made_for_them(
-    maker: str, quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("maker", "capability", "quick"),
+    [("GenuineIntel", "AVX512", False), ("AuthenticAMD", "AVX512", True), ("AuthenticAMD", "AVX2", False)],
+)
+def test_products_stay_with_mkl_where_it_is_the_faster_one(
+    maker: str, capability: str, quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {maker}\n")
     monkeypatch.setattr(products, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     model = tiny_lm("llama").model
     assert any(type(module) in PLAIN for module in model.modules()) == quick
